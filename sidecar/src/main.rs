@@ -1,0 +1,3 @@
+//! The sidecar.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,32 @@
+-- An era: a stretch of positions that one history of this database issued. Its first position carries no transaction.
+create table shapefeed.era (
+  first_position int8        not null primary key check (first_position between 1 and 9007199254740991),
+  timeline       int4        not null,
+  feed           int8        not null,  -- random, made by CREATE EXTENSION; names this log whatever cluster it is in
+  database       oid         not null,
+  started_at     timestamptz not null,  -- of the postmaster
+  began_at       timestamptz not null default clock_timestamp()
+);
+
+create table shapefeed.feed (
+  only_row bool not null primary key default true check (only_row),
+  id       int8 not null,
+  database oid  not null
+);
+insert into shapefeed.feed (id, database)
+  select ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(60)::int8, d.oid
+  from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
+
+-- Tables that are captured. `since` is filled in by the sequencer.
+create table shapefeed.tracked (
+  relid      oid         not null primary key,
+  since      int8,                 -- position from which the log is whole; null until the track is sequenced
+  layout     int8        not null, -- of the epoch that runs
+  tracked_at timestamptz not null default clock_timestamp()
+);
+
+-- Tuple layouts that images in the log have, by the hash that their records carry.
+create table shapefeed.layout (
+  hash       int8  not null primary key,
+  definition jsonb not null
+);
