@@ -1,6 +1,5 @@
 //! Every error that shapefeed raises, with its SQLSTATE. Messages follow Postgres' style guide.
 
-use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::PgSqlErrorCode;
 
@@ -66,5 +65,3 @@ impl<T> OrRaise<T> for Result<T> {
     }
 }
 
-#[allow(unused_imports)]
-use pg_sys as _;

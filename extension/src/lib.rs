@@ -5,5 +5,12 @@
 ::pgrx::pg_module_magic!();
 
 pub mod error;
+pub mod guc;
 pub mod pg;
 pub mod record;
+
+pub mod capture;
+pub mod sequence;
+pub mod shape;
+
+pub mod api;

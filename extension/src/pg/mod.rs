@@ -3,3 +3,24 @@
 #![allow(unsafe_code)]
 
 pub mod error;
+pub mod relation;
+pub mod scan;
+
+pub mod heap;
+pub mod latch;
+pub mod shmem;
+pub mod spill;
+pub mod trigger;
+pub mod utility;
+pub mod xact;
+
+pub mod expr;
+pub mod role;
+
+pub mod image;
+pub mod query;
+
+/// Where the `pg_guard` attribute looks for the boundary function when it wraps externs of our own.
+pub(crate) mod ffi {
+    pub use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+}
