@@ -2,7 +2,8 @@
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use super::relation::Relation;
+use super::expr::HeapTupleRef;
+use super::relation::{Lock, Relation};
 use crate::record::SKIPPED_HEADER_BYTES;
 
 /// A row of a table in memory of its own. Columns are counted from 0 and are those of the table that the shape names,
@@ -11,11 +12,12 @@ pub struct Row {
     values: Vec<Datum>,
     nulls: Vec<bool>,
     tuple: pg_sys::HeapTupleData,
-    /// The heap tuple; `values` point into it.
+    /// The image as a heap tuple; `values` point into it.
     _bytes: Vec<u64>,
-    /// Out-of-line values that were fetched; `values` point into them, and no longer are what `tuple` says.
-    fetched: Vec<Vec<u64>>,
-    converted: bool,
+    /// Values that were fetched, and the tuple that has them.
+    owned: Vec<Vec<u64>>,
+    /// `tuple` is not what `values` say.
+    unsettled: bool,
     external: bool,
 }
 
@@ -49,22 +51,44 @@ impl Row {
     /// Puts a value that was fetched in the place of a pointer to it.
     pub fn set_fetched(&mut self, column: usize, value: Vec<u64>) {
         self.values[column] = Datum::from(value.as_ptr());
-        self.fetched.push(value);
+        self.owned.push(value);
+        self.unsettled = true;
     }
 
-    /// Runs `f` on the row as a heap tuple of `table`.
-    pub fn with_tuple<T>(&mut self, table: &Relation, f: impl FnOnce(*mut pg_sys::HeapTupleData) -> T) -> T {
-        if self.fetched.is_empty() && !self.converted {
-            return f(&mut self.tuple);
+    /// Some of its values may be stored out of line.
+    pub fn is_external(&self) -> bool {
+        self.external
+    }
+
+    /// The leaf relation that the row is from.
+    pub fn leaf(&self) -> u32 {
+        self.tuple.t_tableOid.to_u32()
+    }
+
+    /// Makes the heap tuple one of `table`, with the values that were fetched.
+    pub fn settle(&mut self, table: &Relation) {
+        if !std::mem::take(&mut self.unsettled) {
+            return;
         }
-        // SAFETY: values and nulls are those of the table's columns, in order.
+        // SAFETY: values and nulls are those of the table's columns, in order. The tuple's bytes are copied.
         unsafe {
             let desc = (*table.raw()).rd_att;
             let tuple = pg_sys::heap_form_tuple(desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-            let result = f(tuple);
+            let bytes = std::slice::from_raw_parts((*tuple).t_data.cast::<u8>(), (*tuple).t_len as usize);
+            let mut settled = aligned(bytes, 0);
+            self.tuple.t_data = settled.as_mut_ptr().cast();
+            self.tuple.t_len = (*tuple).t_len;
+            self.owned.push(settled);
             pg_sys::heap_freetuple(tuple);
-            result
         }
+    }
+}
+
+// SAFETY: the tuple points into `bytes` or `owned`, which live and stay where they are while the row does.
+unsafe impl HeapTupleRef for Row {
+    fn heap_tuple(&self) -> pg_sys::HeapTuple {
+        debug_assert!(!self.unsettled);
+        (&raw const self.tuple).cast_mut()
     }
 }
 
@@ -222,7 +246,7 @@ impl Leaf {
             if let Some(map) = map {
                 (values, nulls) = remap(map, &values, &nulls);
             }
-            Row { values, nulls, tuple, _bytes: bytes, fetched: Vec::new(), converted: map.is_some(), external }
+            Row { values, nulls, tuple, _bytes: bytes, owned: Vec::new(), unsettled: map.is_some(), external }
         }
     }
 
@@ -249,7 +273,7 @@ fn remap(map: &[i16], values: &[Datum], nulls: &[bool]) -> (Vec<Datum>, Vec<bool
 
 /// Reads an out-of-line value, also of a row version that is dead. None when not all of it is there any more.
 pub fn fetch(pointer: &Pointer) -> Option<Vec<u64>> {
-    let toast = Relation::open(pointer.toast, super::relation::Lock::AccessShare)?;
+    let toast = Relation::open(pointer.toast, Lock::AccessShare)?;
     let mut data: Vec<u8> = Vec::with_capacity(pointer.stored_bytes);
     // SAFETY: a toast table's columns are (chunk_id oid, chunk_seq int4, chunk_data bytea), and its valid index has the
     // first two. SnapshotAny also sees what vacuum has not removed yet; a value id is not used twice while it is there.

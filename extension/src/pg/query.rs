@@ -43,9 +43,8 @@ impl Cursor {
         // it under the active snapshot. The name is copied.
         let name = unsafe {
             pg_sys::SPI_connect();
-            let none = std::ptr::null_mut();
-            let (types, values, nulls) = (none.cast(), none.cast(), std::ptr::null());
-            let name = std::ptr::null();
+            let (types, values) = (std::ptr::null_mut(), std::ptr::null_mut());
+            let (name, nulls) = (std::ptr::null(), std::ptr::null());
             let portal =
                 pg_sys::SPI_cursor_open_with_args(name, sql.as_ptr(), 0, types, values, nulls, true, options);
             let name = CStr::from_ptr((*portal).name).to_owned();
@@ -113,10 +112,10 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn start_up(_: *mut pg_sys::DestReceiver, _: c_int, _: pg_sys::TupleDesc) {}
+unsafe extern "C-unwind" fn start_up(_receiver: *mut pg_sys::DestReceiver, _operation: c_int, _desc: pg_sys::TupleDesc) {}
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn shut_down(_: *mut pg_sys::DestReceiver) {}
+unsafe extern "C-unwind" fn shut_down(_receiver: *mut pg_sys::DestReceiver) {}
 
 /// `"schema"."table"`, quoted where needed.
 pub fn qualified(schema: &str, table: &str) -> String {
