@@ -27,10 +27,10 @@ struct Tracked {
 /// Begins capturing a table, or repairs its triggers when it is captured already. Waits for locks as long as
 /// lock_timeout says.
 pub fn track(relid: u32) -> Result<()> {
-    let Some(table) = Relation::open(Oid::from_u32(relid), Lock::ShareRowExclusive) else {
+    // Closed again at once, its lock kept: ALTER TABLE wants nobody to have it open.
+    let Some(facts) = Relation::open(Oid::from_u32(relid), Lock::ShareRowExclusive).map(|table| table.facts()) else {
         return Err(Error::Sql(Code::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {relid}"), ""));
     };
-    let facts = table.facts();
     check_trackable(&facts)?;
     let partitions = relation::inheritors(relid);
     let partitions = if facts.kind == 'p' { partitions } else { vec![relid] };
@@ -88,8 +88,8 @@ fn check_partition(root: &Facts, partition: u32) -> Result<()> {
     if partition == root.relid {
         return Ok(());
     }
-    let Some(table) = Relation::open(Oid::from_u32(partition), Lock::ShareRowExclusive) else { return Ok(()) };
-    let facts = table.facts();
+    let opened = Relation::open(Oid::from_u32(partition), Lock::ShareRowExclusive);
+    let Some(facts) = opened.map(|table| table.facts()) else { return Ok(()) };
     if facts.kind == 'f' {
         let message = format!("table \"{}.{}\" cannot be tracked: partition \"{}\" is a foreign table", root.schema, root.name, facts.name);
         return Err(Error::Unsupported(message, "Detach the foreign partition first."));
@@ -220,8 +220,8 @@ fn forget(tracked: &Tracked, reason: &str) {
 pub fn recheck(relid: u32, created: bool) -> Result<()> {
     for root in std::iter::once(relid).chain(ancestors_of(relid)).chain(former_roots(relid)) {
         let Some(tracked) = as_owner(|| find(root)) else { continue };
-        if let Some(table) = Relation::open(Oid::from_u32(root), Lock::AccessShare) {
-            recheck_root(&tracked, table.facts(), created);
+        if let Some(facts) = Relation::open(Oid::from_u32(root), Lock::AccessShare).map(|table| table.facts()) {
+            recheck_root(&tracked, facts, created);
         }
     }
     Ok(())

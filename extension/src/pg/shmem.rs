@@ -119,6 +119,14 @@ impl Slot {
         self.database.load(Ordering::Acquire)
     }
 
+    /// Its database is gone: another one may have the slot.
+    pub fn release(&self) {
+        self.head.store(0, Ordering::Release);
+        self.era_begun.store(false, Ordering::Release);
+        self.wanted.store(false, Ordering::Release);
+        self.database.store(0, Ordering::Release);
+    }
+
     /// This process is the sequencer of the slot's database.
     pub fn register_worker(&self) {
         // SAFETY: MyLatch is the process latch in shared memory once a background worker has started.

@@ -16,6 +16,9 @@ const PAUSE_MS: i64 = 60_000;
 /// How long it waits for the sequencer to go, in milliseconds: as long as Postgres waits for other sessions.
 const LEAVE_MS: i64 = 5_000;
 
+/// How long the sequencer stays away after such a command, in milliseconds: until its transaction has ended.
+const AFTERWARDS_MS: i64 = 1_000;
+
 /// Looks at each utility command from now on.
 pub fn install_hook() {
     // SAFETY: hooks are chained while the library is loaded.
@@ -126,7 +129,7 @@ fn pause(database: u32) -> Option<Pause> {
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        self.0.paused_until_us.store(0, Ordering::Release);
+        self.0.paused_until_us.store(xact::clock_us() + AFTERWARDS_MS * 1000, Ordering::Release);
         shmem::wake_launcher();
     }
 }

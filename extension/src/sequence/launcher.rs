@@ -52,10 +52,14 @@ fn visit_all() -> Wake {
 fn start_wanted(started_us: &mut HashMap<u32, i64>) -> bool {
     let mut waiting = false;
     for slot in shmem::slots().iter().filter(|slot| is_missing(slot)) {
+        if !database_exists(slot.database()) {
+            slot.release();
+            continue;
+        }
         let now = xact::clock_us();
         let last = started_us.get(&slot.database()).copied().unwrap_or(0);
         let paused = slot.paused_until_us.load(Ordering::Acquire) > now;
-        if !paused && now - last >= RETRY_MS * 1000 && database_exists(slot.database()) {
+        if !paused && now - last >= RETRY_MS * 1000 {
             started_us.insert(slot.database(), now);
             background::start_sequencer(slot.database());
         }
