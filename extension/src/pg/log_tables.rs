@@ -116,7 +116,7 @@ impl ChangeWriter {
         let data = row.data.into_datum();
         let mut nulls = [false, false, false, relids.is_none(), notes.is_none(), false];
         let mut values = [Datum::from(row.xid), Datum::from(row.chunk), Datum::from(row.seq), or_null(relids), or_null(notes), or_null(data)];
-        self.writer.queue(&mut values, &mut nulls);
+        self.writer.insert(&mut values, &mut nulls);
         for datum in [relids, notes, data].into_iter().flatten() {
             // SAFETY: made above by palloc; the tuple holds a copy.
             unsafe { pg_sys::pfree(datum.cast_mut_ptr()) }

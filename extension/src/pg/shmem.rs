@@ -124,6 +124,7 @@ impl Slot {
         self.head.store(0, Ordering::Release);
         self.era_begun.store(false, Ordering::Release);
         self.wanted.store(false, Ordering::Release);
+        self.paused_until_us.store(0, Ordering::Release);
         self.database.store(0, Ordering::Release);
     }
 

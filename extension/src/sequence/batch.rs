@@ -89,13 +89,13 @@ impl Batch<'_> {
                     or_null(relids),
                     or_null(ends),
                 ];
-                writer.queue(&mut values, &mut nulls);
+                writer.insert(&mut values, &mut nulls);
             }
             writer.finish();
         }
         let mut writer = writer(Ring::Batch, member);
         let mut values = [Datum::from(self.position), self.snapshot, ended_at, Datum::from(self.resting)];
-        writer.queue(&mut values, &mut [false; 4]);
+        writer.insert(&mut values, &mut [false; 4]);
         writer.finish();
     }
 }
