@@ -14,3 +14,6 @@ pub mod sequence;
 pub mod shape;
 
 pub mod api;
+
+/// Where the `pg_guard` attribute looks for its boundary.
+use pg::ffi;
