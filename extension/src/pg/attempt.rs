@@ -29,7 +29,9 @@ pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
         pg_sys::CurrentMemoryContext = saved.0;
         saved
     };
-    let outcome = PgTryBuilder::new(AssertUnwindSafe(|| Ok(noting_position(f)))).catch_others(Err).execute();
+    let outcome = PgTryBuilder::new(AssertUnwindSafe(|| Ok(noting_position(f))))
+        .catch_others(Err)
+        .execute();
     // SAFETY: the current subtransaction is the one begun above: whatever `f` began it has ended, or it has failed and
     // is rolled back along with this one.
     unsafe {
@@ -54,12 +56,18 @@ fn describe(error: CaughtError) -> Result<Caught, CaughtError> {
     if concerns_server(sqlstate) {
         return Err(error);
     }
-    Ok(Caught { sqlstate, message: report.message().to_string(), position: noted_position() })
+    Ok(Caught {
+        sqlstate,
+        message: report.message().to_string(),
+        position: noted_position(),
+    })
 }
 
 /// Classes 40 (rollback), 53 (resources), 57 (operator), 58 (system) and XX (internal).
 fn concerns_server(sqlstate: PgSqlErrorCode) -> bool {
     let class = |code: &[u8; 5]| super::error::sqlstate(code) & 0xFFF;
     let of_error = sqlstate as i32 & 0xFFF;
-    [b"40000", b"53000", b"57000", b"58000", b"XX000"].iter().any(|code| class(code) == of_error)
+    [b"40000", b"53000", b"57000", b"58000", b"XX000"]
+        .iter()
+        .any(|code| class(code) == of_error)
 }

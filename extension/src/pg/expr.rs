@@ -5,6 +5,7 @@
 //! must run inside [`super::role::AsRole`], since both parsing and folding may run code.
 
 mod check;
+mod function;
 mod parse;
 mod predicate;
 mod tree;
@@ -26,12 +27,17 @@ impl Source {
     const PREFIX: &'static str = "SELECT 1 WHERE ";
 
     fn new(clause: &str) -> Source {
-        Source { text: format!("{}{clause}", Source::PREFIX) }
+        Source {
+            text: format!("{}{clause}", Source::PREFIX),
+        }
     }
 
     /// `message` with the position in the clause of a node's `location`, a byte of the text or -1.
     fn locate(&self, location: i32, message: &str) -> Refused {
-        let Some(before) = usize::try_from(location).ok().and_then(|end| self.text.get(..end)) else {
+        let Some(before) = usize::try_from(location)
+            .ok()
+            .and_then(|end| self.text.get(..end))
+        else {
             return Refused(message.to_string());
         };
         let position = before.chars().count().saturating_sub(Source::PREFIX.len());

@@ -49,7 +49,11 @@ impl AsRole {
         // SAFETY: with missing_ok get_role_oid() returns InvalidOid for an unknown name.
         let oid = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
         if oid == pg_sys::InvalidOid {
-            return Err(Error::Sql(ERRCODE_UNDEFINED_OBJECT, format!("role \"{role}\" does not exist"), ""));
+            return Err(Error::Sql(
+                ERRCODE_UNDEFINED_OBJECT,
+                format!("role \"{role}\" does not exist"),
+                "",
+            ));
         }
         if !may_act_as(oid) {
             let message = format!("permission denied to act as role \"{role}\"");
@@ -61,12 +65,17 @@ impl AsRole {
 
     fn switch_to(role: pg_sys::Oid) -> AsRole {
         let search_path = CString::new(search_path()).unwrap_or_default();
-        let mut guard = AsRole { user: pg_sys::InvalidOid, security_context: 0, guc_level: 0 };
+        let mut guard = AsRole {
+            user: pg_sys::InvalidOid,
+            security_context: 0,
+            guc_level: 0,
+        };
         // SAFETY: the sequence of fmgr_security_definer() and of every command that runs a table owner's code. An
         // error on the way is undone by the abort of the (sub)transaction.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut guard.user, &mut guard.security_context);
-            let restricted = guard.security_context | pg_sys::SECURITY_RESTRICTED_OPERATION as c_int;
+            let restricted =
+                guard.security_context | pg_sys::SECURITY_RESTRICTED_OPERATION as c_int;
             pg_sys::SetUserIdAndSecContext(role, restricted);
             guard.guc_level = pg_sys::NewGUCNestLevel();
         }
@@ -108,7 +117,10 @@ fn pin(name: &CStr, value: &CStr) {
 
 /// `shapefeed.search_path` with pg_temp last, so that no temporary object of the session is found first.
 fn search_path() -> String {
-    format!("{}, pg_temp", setting(c"shapefeed.search_path").unwrap_or_else(|| "pg_catalog, public".into()))
+    format!(
+        "{}, pg_temp",
+        setting(c"shapefeed.search_path").unwrap_or_else(|| "pg_catalog, public".into())
+    )
 }
 
 /// The value of one of the server's settings; None when there is no such setting.
@@ -125,7 +137,11 @@ fn may_act_as(role: pg_sys::Oid) -> bool {
     unsafe {
         let current = pg_sys::GetUserId();
         let others_code = pg_sys::InLocalUserIdChange() || pg_sys::InSecurityRestrictedOperation();
-        let member = if others_code { current } else { pg_sys::GetSessionUserId() };
+        let member = if others_code {
+            current
+        } else {
+            pg_sys::GetSessionUserId()
+        };
         role == current || may_set_role(member, role)
     }
 }
@@ -169,6 +185,9 @@ pub fn first_unreadable(relid: pg_sys::Oid, columns: &[i16]) -> Option<i16> {
         if pg_sys::pg_class_aclcheck(relid, user, select) == ok {
             return None;
         }
-        columns.iter().copied().find(|&column| pg_sys::pg_attribute_aclcheck(relid, column, user, select) != ok)
+        columns
+            .iter()
+            .copied()
+            .find(|&column| pg_sys::pg_attribute_aclcheck(relid, column, user, select) != ok)
     }
 }

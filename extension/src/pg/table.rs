@@ -6,14 +6,19 @@ use pgrx::{PgRelation, pg_sys};
 
 use super::list::cells;
 
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" {
-    /// In catalog/pg_inherits.h, which the bindings leave out.
-    fn find_all_inheritors(
-        parent: pg_sys::Oid,
-        lockmode: pg_sys::LOCKMODE,
-        numparents: *mut *mut pg_sys::List,
-    ) -> *mut pg_sys::List;
+/// catalog/pg_inherits.h, which the bindings leave out.
+mod pg_inherits {
+    #![allow(missing_docs)]
+    use pgrx::pg_sys::{LOCKMODE, List, Oid};
+
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        pub fn find_all_inheritors(
+            parent: Oid,
+            lockmode: LOCKMODE,
+            numparents: *mut *mut List,
+        ) -> *mut List;
+    }
 }
 
 /// A column that is not dropped.
@@ -68,7 +73,9 @@ pub enum Found {
 /// Looks a table up as the current user and locks it in share mode until the (sub)transaction ends. Raises if the user
 /// has no right to use the schema.
 pub fn find(schema: &str, name: &str) -> Found {
-    let (Ok(schema), Ok(name)) = (CString::new(schema), CString::new(name)) else { return Found::Missing };
+    let (Ok(schema), Ok(name)) = (CString::new(schema), CString::new(name)) else {
+        return Found::Missing;
+    };
     // SAFETY: makeRangeVar() keeps the pointers, which outlive the lookup and are not written to. With
     // RVR_MISSING_OK an unknown name gives InvalidOid.
     let relid = unsafe {
@@ -77,7 +84,11 @@ pub fn find(schema: &str, name: &str) -> Found {
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         pg_sys::RangeVarGetRelidExtended(range, lock, flags, None, std::ptr::null_mut())
     };
-    if relid == pg_sys::InvalidOid { Found::Missing } else { describe(relid) }
+    if relid == pg_sys::InvalidOid {
+        Found::Missing
+    } else {
+        describe(relid)
+    }
 }
 
 /// Describes a relation on which a lock is held.
@@ -94,7 +105,11 @@ fn describe(relid: pg_sys::Oid) -> Found {
     if columns.is_empty() {
         return Found::Missing;
     }
-    let relids = if relation.rd_rel_kind() == pg_sys::RELKIND_PARTITIONED_TABLE { inheritors(relid) } else { vec![relid] };
+    let relids = if relation.rd_rel_kind() == pg_sys::RELKIND_PARTITIONED_TABLE {
+        inheritors(relid)
+    } else {
+        vec![relid]
+    };
     if relids.iter().any(|&partition| !is_captured(partition)) {
         return Found::Refused("has a partition that is foreign or unlogged");
     }
@@ -141,14 +156,23 @@ fn refusal(relation: &PgRelation) -> Option<&'static str> {
 
 fn is_captured(relid: pg_sys::Oid) -> bool {
     // SAFETY: both read the catalog cache and return 0 for a relation that is gone.
-    let (kind, persistence) = unsafe { (pg_sys::get_rel_relkind(relid) as u8, pg_sys::get_rel_persistence(relid) as u8) };
+    let (kind, persistence) = unsafe {
+        (
+            pg_sys::get_rel_relkind(relid) as u8,
+            pg_sys::get_rel_persistence(relid) as u8,
+        )
+    };
     is_table(kind) && persistence == pg_sys::RELPERSISTENCE_PERMANENT
 }
 
 fn inheritors(relid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: returns a List of oids, the parent first; no lock is asked for.
     unsafe {
-        let list = find_all_inheritors(relid, pg_sys::NoLock as pg_sys::LOCKMODE, std::ptr::null_mut());
+        let list = pg_inherits::find_all_inheritors(
+            relid,
+            pg_sys::NoLock as pg_sys::LOCKMODE,
+            std::ptr::null_mut(),
+        );
         let mut relids: Vec<_> = cells(list).iter().map(|cell| cell.oid_value).collect();
         relids[1..].sort_unstable_by_key(|relid| relid.to_u32());
         relids
@@ -157,21 +181,33 @@ fn inheritors(relid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 
 fn columns(relation: &PgRelation) -> Vec<Column> {
     let attributes = relation.tuple_desc();
-    attributes.iter().filter(|attribute| !attribute.attisdropped).map(column).collect()
+    attributes
+        .iter()
+        .filter(|attribute| !attribute.attisdropped)
+        .map(column)
+        .collect()
 }
 
 fn column(attribute: &pg_sys::FormData_pg_attribute) -> Column {
     // SAFETY: returns InvalidOid for what is not an array.
     let element = unsafe { pg_sys::get_element_type(attribute.atttypid) };
     let declared_array = attribute.attndims > 0 && element != pg_sys::InvalidOid;
-    let type_oid = if declared_array { element } else { attribute.atttypid };
+    let type_oid = if declared_array {
+        element
+    } else {
+        attribute.atttypid
+    };
     Column {
         number: attribute.attnum,
         name: attribute.name().to_string(),
         type_oid,
         type_name: type_name(type_oid),
         typmod: attribute.atttypmod,
-        dims: if declared_array { attribute.attndims.into() } else { 0 },
+        dims: if declared_array {
+            attribute.attndims.into()
+        } else {
+            0
+        },
         not_null: attribute.attnotnull,
         computed_on_read: attribute.attgenerated as u8 == b'v',
     }
@@ -180,12 +216,15 @@ fn column(attribute: &pg_sys::FormData_pg_attribute) -> Column {
 fn type_name(oid: pg_sys::Oid) -> String {
     // SAFETY: a pg_type tuple of the catalog cache, copied from before it is released.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as c_int, oid.into());
+        let tuple =
+            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::TYPEOID as c_int, oid.into());
         if tuple.is_null() {
             return oid.to_u32().to_string();
         }
         let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_type>();
-        let name = CStr::from_ptr((*form).typname.data.as_ptr()).to_string_lossy().into_owned();
+        let name = CStr::from_ptr((*form).typname.data.as_ptr())
+            .to_string_lossy()
+            .into_owned();
         pg_sys::ReleaseSysCache(tuple);
         name
     }
@@ -196,7 +235,10 @@ fn primary_key(relation: &PgRelation) -> Vec<i16> {
     // SAFETY: RelationGetIndexList() returns a fresh List of oids of indexes that the lock on the table protects.
     unsafe {
         let indexes = pg_sys::RelationGetIndexList(relation.as_ptr());
-        cells(indexes).iter().find_map(|cell| primary_key_of(cell.oid_value)).unwrap_or_default()
+        cells(indexes)
+            .iter()
+            .find_map(|cell| primary_key_of(cell.oid_value))
+            .unwrap_or_default()
     }
 }
 
@@ -206,14 +248,23 @@ unsafe fn primary_key_of(index: pg_sys::Oid) -> Option<Vec<i16>> {
     // SAFETY: a pg_index tuple of the catalog cache; indkey is its first field of variable length, never null, and has
     // at least indnkeyatts members.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::INDEXRELID as c_int, index.into());
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::INDEXRELID as c_int,
+            index.into(),
+        );
         if tuple.is_null() {
             return None;
         }
         let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
         // A key WITHOUT OVERLAPS is an exclusion constraint: equal keys do not mean the same row.
         let unique = (*form).indisprimary && (*form).indisvalid && !(*form).indisexclusion;
-        let key = unique.then(|| (*form).indkey.values.as_slice((*form).indnkeyatts as usize).to_vec());
+        let key = unique.then(|| {
+            (*form)
+                .indkey
+                .values
+                .as_slice((*form).indnkeyatts as usize)
+                .to_vec()
+        });
         pg_sys::ReleaseSysCache(tuple);
         key
     }
@@ -230,9 +281,16 @@ pub fn is_tracked(relid: pg_sys::Oid) -> bool {
         let table = pg_sys::table_open(tracked, lock);
         let mut key = pg_sys::ScanKeyData::default();
         let equal = pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber;
-        pg_sys::ScanKeyInit(&mut key, 1, equal, pg_sys::Oid::from(pg_sys::F_OIDEQ).into(), relid.into());
+        pg_sys::ScanKeyInit(
+            &mut key,
+            1,
+            equal,
+            pg_sys::Oid::from(pg_sys::F_OIDEQ).into(),
+            relid.into(),
+        );
         let index = pg_sys::RelationGetPrimaryKeyIndex(table);
-        let scan = pg_sys::systable_beginscan(table, index, true, std::ptr::null_mut(), 1, &mut key);
+        let scan =
+            pg_sys::systable_beginscan(table, index, true, std::ptr::null_mut(), 1, &mut key);
         let found = !pg_sys::systable_getnext(scan).is_null();
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(table, lock);

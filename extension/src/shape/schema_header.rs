@@ -7,7 +7,11 @@ use crate::pg::table::Column;
 
 /// The header's object: each column's name with its type, key position and modifiers.
 pub fn schema_header<'a>(columns: impl Iterator<Item = &'a Column>, key: &[i16]) -> Value {
-    Value::Object(columns.map(|column| (column.name.clone(), column_info(column, key))).collect())
+    Value::Object(
+        columns
+            .map(|column| (column.name.clone(), column_info(column, key)))
+            .collect(),
+    )
 }
 
 fn column_info(column: &Column, key: &[i16]) -> Value {
@@ -21,7 +25,11 @@ fn column_info(column: &Column, key: &[i16]) -> Value {
     if column.not_null {
         info.insert("not_null".into(), json!(true));
     }
-    info.extend(modifiers(column.type_oid, column.typmod).into_iter().map(|(name, value)| (name.to_string(), value)));
+    info.extend(
+        modifiers(column.type_oid, column.typmod)
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), value)),
+    );
     Value::Object(info)
 }
 
@@ -33,8 +41,13 @@ fn modifiers(type_oid: pg_sys::Oid, typmod: i32) -> Vec<(&'static str, Value)> {
         _ if typmod < 0 => vec![],
         pg_sys::VARCHAROID => vec![("max_length", json!(typmod - 4))],
         pg_sys::BPCHAROID => vec![("length", json!(typmod - 4))],
-        pg_sys::NUMERICOID => vec![("precision", json!((typmod - 4) >> 16 & 0xFFFF)), ("scale", json!(scale(typmod)))],
-        pg_sys::TIMEOID | pg_sys::TIMETZOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID if typmod > 0 => {
+        pg_sys::NUMERICOID => vec![
+            ("precision", json!((typmod - 4) >> 16 & 0xFFFF)),
+            ("scale", json!(scale(typmod))),
+        ],
+        pg_sys::TIMEOID | pg_sys::TIMETZOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID
+            if typmod > 0 =>
+        {
             vec![("precision", json!(typmod))]
         }
         pg_sys::INTERVALOID => interval_modifiers(typmod),
@@ -56,14 +69,27 @@ fn interval_modifiers(typmod: i32) -> Vec<(&'static str, Value)> {
 }
 
 fn interval_fields(mask: i32) -> Option<String> {
-    const FIELDS: [(i32, &str); 6] =
-        [(2, "YEAR"), (1, "MONTH"), (3, "DAY"), (10, "HOUR"), (11, "MINUTE"), (12, "SECOND")];
+    const FIELDS: [(i32, &str); 6] = [
+        (2, "YEAR"),
+        (1, "MONTH"),
+        (3, "DAY"),
+        (10, "HOUR"),
+        (11, "MINUTE"),
+        (12, "SECOND"),
+    ];
     if mask == 0x7FFF {
         return None;
     }
-    let mut named = FIELDS.iter().filter(|(bit, _)| mask & 1 << bit != 0).map(|(_, name)| *name);
+    let mut named = FIELDS
+        .iter()
+        .filter(|(bit, _)| mask & 1 << bit != 0)
+        .map(|(_, name)| *name);
     let first = named.next()?;
-    Some(named.next_back().map_or_else(|| first.to_string(), |last| format!("{first} TO {last}")))
+    Some(
+        named
+            .next_back()
+            .map_or_else(|| first.to_string(), |last| format!("{first} TO {last}")),
+    )
 }
 
 #[cfg(test)]
@@ -72,20 +98,38 @@ mod tests {
 
     #[test]
     fn modifiers_are_unpacked() {
-        assert_eq!(modifiers(pg_sys::VARCHAROID, 127), [("max_length", json!(123))]);
+        assert_eq!(
+            modifiers(pg_sys::VARCHAROID, 127),
+            [("max_length", json!(123))]
+        );
         assert_eq!(modifiers(pg_sys::BPCHAROID, -1), []);
         assert_eq!(modifiers(pg_sys::VARBITOID, -1), [("length", json!(-1))]);
         assert_eq!(modifiers(pg_sys::TIMESTAMPOID, 0), [("type_mod", json!(0))]);
         let numeric = |precision: i32, scale: i32| (precision << 16 | scale & 0x7FF) + 4;
-        assert_eq!(modifiers(pg_sys::NUMERICOID, numeric(8, 2)), [("precision", json!(8)), ("scale", json!(2))]);
-        assert_eq!(modifiers(pg_sys::NUMERICOID, numeric(3, -2)), [("precision", json!(3)), ("scale", json!(-2))]);
+        assert_eq!(
+            modifiers(pg_sys::NUMERICOID, numeric(8, 2)),
+            [("precision", json!(8)), ("scale", json!(2))]
+        );
+        assert_eq!(
+            modifiers(pg_sys::NUMERICOID, numeric(3, -2)),
+            [("precision", json!(3)), ("scale", json!(-2))]
+        );
     }
 
     #[test]
     fn interval_fields_are_named() {
         let day_to_second = 1 << 3 | 1 << 10 | 1 << 11 | 1 << 12;
-        assert_eq!(modifiers(pg_sys::INTERVALOID, day_to_second << 16 | 0xFFFF), [("fields", json!("DAY TO SECOND"))]);
-        assert_eq!(modifiers(pg_sys::INTERVALOID, 0x7FFF << 16 | 3), [("precision", json!(3))]);
-        assert_eq!(modifiers(pg_sys::INTERVALOID, 1 << 2 << 16 | 0xFFFF), [("fields", json!("YEAR"))]);
+        assert_eq!(
+            modifiers(pg_sys::INTERVALOID, day_to_second << 16 | 0xFFFF),
+            [("fields", json!("DAY TO SECOND"))]
+        );
+        assert_eq!(
+            modifiers(pg_sys::INTERVALOID, 0x7FFF << 16 | 3),
+            [("precision", json!(3))]
+        );
+        assert_eq!(
+            modifiers(pg_sys::INTERVALOID, 1 << 2 << 16 | 0xFFFF),
+            [("fields", json!("YEAR"))]
+        );
     }
 }

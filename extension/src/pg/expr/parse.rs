@@ -3,9 +3,9 @@
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int};
 
+use pg_sys::{Node, NodeTag, Oid};
 use pgrx::PgSqlErrorCode::*;
 use pgrx::{PgRelation, pg_sys};
-use pg_sys::{Node, NodeTag, Oid};
 
 use super::super::attempt::{Caught, attempt};
 use super::super::list::cells;
@@ -14,7 +14,11 @@ use super::{Refused, Source, check, tree};
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
     /// In parser/parse_param.h, which the bindings leave out.
-    fn setup_parse_variable_parameters(pstate: *mut pg_sys::ParseState, types: *mut *mut Oid, count: *mut c_int);
+    fn setup_parse_variable_parameters(
+        pstate: *mut pg_sys::ParseState,
+        types: *mut *mut Oid,
+        count: *mut c_int,
+    );
 }
 
 /// The longest text that is parsed, as the protocol has it.
@@ -38,7 +42,9 @@ pub struct Where {
 pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
     let source = Source::new(clause);
     if source.text.len() > MAX_BYTES {
-        return Err(Refused(format!("the query is bigger than maximum size of {MAX_BYTES} bytes")));
+        return Err(Refused(format!(
+            "the query is bigger than maximum size of {MAX_BYTES} bytes"
+        )));
     }
     let step = Cell::new(Step::Parse);
     let outcome = attempt(|| {
@@ -78,7 +84,12 @@ unsafe fn analyze_or_raise(
         check::check(tree, check::Origin::Folded)?;
         check::columns_are_stored(tree, &relation)?;
         let text = (!is_true(tree)).then(|| deparse(tree, &relation));
-        Ok(Where { tree, text, columns: columns(tree), named_columns: columns(typed) })
+        Ok(Where {
+            tree,
+            text,
+            columns: columns(tree),
+            named_columns: columns(typed),
+        })
     }
 }
 
@@ -87,7 +98,9 @@ unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
     // SAFETY: raw_parser() returns a List of RawStmt, which point to their statements.
     unsafe {
         let statements = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
-        let [only] = cells(statements) else { return Err(split()) };
+        let [only] = cells(statements) else {
+            return Err(split());
+        };
         let statement = only.ptr_value.cast::<pg_sys::RawStmt>();
         if (*statement).stmt_len != 0 {
             return Err(split());
@@ -97,11 +110,26 @@ unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
         let only_where = (*select).type_ == NodeTag::T_SelectStmt
             && (*select).op == pg_sys::SetOperation::SETOP_NONE
             && !clause.is_null()
-            && [(*select).groupClause, (*select).windowClause, (*select).sortClause, (*select).lockingClause]
-                .iter()
-                .all(|list| list.is_null())
-            && [(*select).havingClause, (*select).limitCount, (*select).limitOffset].iter().all(|node| node.is_null());
-        if only_where { Ok(clause) } else { Err(Refused("malformed query ending with SQL clauses".into())) }
+            && [
+                (*select).groupClause,
+                (*select).windowClause,
+                (*select).sortClause,
+                (*select).lockingClause,
+            ]
+            .iter()
+            .all(|list| list.is_null())
+            && [
+                (*select).havingClause,
+                (*select).limitCount,
+                (*select).limitOffset,
+            ]
+            .iter()
+            .all(|node| node.is_null());
+        if only_where {
+            Ok(clause)
+        } else {
+            Err(Refused("malformed query ending with SQL clauses".into()))
+        }
     }
 }
 
@@ -126,7 +154,14 @@ unsafe fn transform(
         (*pstate).p_sourcetext = text.as_ptr();
         let lock = pg_sys::AccessShareLock as c_int;
         let alias = std::ptr::null_mut();
-        let item = pg_sys::addRangeTableEntryForRelation(pstate, relation.as_ptr(), lock, alias, false, true);
+        let item = pg_sys::addRangeTableEntryForRelation(
+            pstate,
+            relation.as_ptr(),
+            lock,
+            alias,
+            false,
+            true,
+        );
         pg_sys::addNSItemToQuery(pstate, item, false, true, true);
         setup_parse_variable_parameters(pstate, &mut types, &mut count);
         let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
@@ -155,12 +190,18 @@ unsafe fn put_parameters_in(
             }
             let param = node.cast::<pg_sys::Param>();
             let number = (*param).paramid as usize;
-            let type_oid = if (*param).paramtype == pg_sys::UNKNOWNOID { pg_sys::TEXTOID } else { (*param).paramtype };
+            let type_oid = if (*param).paramtype == pg_sys::UNKNOWNOID {
+                pg_sys::TEXTOID
+            } else {
+                (*param).paramtype
+            };
             step.set(Step::ReadParameter(number));
             match params.get(number - 1).and_then(Option::as_deref) {
                 None => refused = Some(format!("parameter ${number} was not provided")),
                 Some(value) if check::names_the_clock(type_oid, value) => {
-                    refused = Some(format!("parameter ${number}: \"{value}\" changes with time"));
+                    refused = Some(format!(
+                        "parameter ${number}: \"{value}\" changes with time"
+                    ));
                 }
                 Some(value) => return constant(type_oid, value),
             }
@@ -181,7 +222,16 @@ unsafe fn constant(type_oid: Oid, value: &str) -> *mut Node {
         let datum = pg_sys::OidInputFunctionCall(input, value.as_ptr().cast_mut(), io_param, -1);
         pg_sys::get_typlenbyval(type_oid, &mut length, &mut by_value);
         let collation = pg_sys::get_typcollation(type_oid);
-        pg_sys::makeConst(type_oid, -1, collation, length.into(), datum, false, by_value).cast()
+        pg_sys::makeConst(
+            type_oid,
+            -1,
+            collation,
+            length.into(),
+            datum,
+            false,
+            by_value,
+        )
+        .cast()
     }
 }
 
@@ -206,7 +256,9 @@ unsafe fn is_true(tree: *mut Node) -> bool {
     // SAFETY: a T_Const of type boolean is passed by value.
     unsafe {
         let constant = tree.cast::<pg_sys::Const>();
-        (*tree).type_ == NodeTag::T_Const && !(*constant).constisnull && (*constant).constvalue.value() != 0
+        (*tree).type_ == NodeTag::T_Const
+            && !(*constant).constisnull
+            && (*constant).constvalue.value() != 0
     }
 }
 
@@ -263,6 +315,11 @@ fn in_words_of_protocol(step: Step, error: Caught) -> Refused {
 
 /// `column "x" does not exist` and `column t.x does not exist` in the protocol's words.
 fn unknown_reference(message: &str) -> String {
-    let name = message.strip_prefix("column ").and_then(|rest| rest.strip_suffix(" does not exist"));
-    name.map_or_else(|| message.to_string(), |name| format!("unknown reference {}", name.trim_matches('"')))
+    let name = message
+        .strip_prefix("column ")
+        .and_then(|rest| rest.strip_suffix(" does not exist"));
+    name.map_or_else(
+        || message.to_string(),
+        |name| format!("unknown reference {}", name.trim_matches('"')),
+    )
 }

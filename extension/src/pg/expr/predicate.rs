@@ -47,7 +47,11 @@ impl Predicate {
     /// [`crate::pg::role::AsRole`]: what the clause may call is decided here. The text passes all checks again.
     pub fn compile(relid: pg_sys::Oid, clause: &str) -> Result<Predicate> {
         let clause = analyze(relid, clause, &[]).map_err(|Refused(why)| {
-            Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, format!("invalid where clause: {why}"), "")
+            Error::Sql(
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid where clause: {why}"),
+                "",
+            )
         })?;
         // SAFETY: the caller's lock keeps the relation from going away. All that the executor keeps is allocated in a
         // context that lives until drop; ExecInitQual() without a parent plan node needs nothing else.
@@ -80,8 +84,18 @@ impl Predicate {
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             )
         };
-        let (state, slot, context) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
-        Predicate { memory, state, slot, context, columns }
+        let (state, slot, context) = (
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
+        Predicate {
+            memory,
+            state,
+            slot,
+            context,
+            columns,
+        }
     }
 
     /// The attribute numbers that it reads, ascending.
@@ -94,12 +108,15 @@ impl Predicate {
         if self.state.is_null() {
             return true;
         }
-        let (state, slot, context, tuple) = (self.state, self.slot, self.context, tuple.heap_tuple());
+        let (state, slot, context, tuple) =
+            (self.state, self.slot, self.context, tuple.heap_tuple());
         // SAFETY: ExecEvalExprSwitchContext() in one guard: no value with a destructor lives inside it. The tuple
         // outlives the call and is not the slot's to free; nothing by reference is taken out of the tuple's memory.
         unsafe {
             let memory = (*context).ecxt_per_tuple_memory;
-            let Some(evaluate) = (*state).evalfunc else { return false };
+            let Some(evaluate) = (*state).evalfunc else {
+                return false;
+            };
             let outer = pg_sys::CurrentMemoryContext;
             let answer = pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 let mut is_null = false;

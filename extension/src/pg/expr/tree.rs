@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard;
 use pgrx::pg_sys::{self, Node, Oid};
 
 type Walker = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> bool;
@@ -9,10 +10,20 @@ type Mutator = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> *mut Node;
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
-    #[cfg_attr(not(any(feature = "pg14", feature = "pg15")), link_name = "expression_tree_walker_impl")]
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "expression_tree_walker_impl"
+    )]
     fn expression_tree_walker(node: *mut Node, walker: Walker, context: *mut c_void) -> bool;
-    #[cfg_attr(not(any(feature = "pg14", feature = "pg15")), link_name = "expression_tree_mutator_impl")]
-    fn expression_tree_mutator(node: *mut Node, mutator: Mutator, context: *mut c_void) -> *mut Node;
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "expression_tree_mutator_impl"
+    )]
+    fn expression_tree_mutator(
+        node: *mut Node,
+        mutator: Mutator,
+        context: *mut c_void,
+    ) -> *mut Node;
 }
 
 type Find<'a, T> = &'a mut dyn FnMut(*mut Node) -> Option<T>;
@@ -28,24 +39,29 @@ struct Search<'a, T> {
 /// `node` is null or an analyzed expression without sublinks. `find` gets its nodes, never null.
 pub unsafe fn search<T>(node: *mut Node, find: Find<'_, T>) -> Option<T> {
     let mut search = Search { find, found: None };
-    // SAFETY: search_node() is the walker of expression_tree_walker() for just this context.
-    unsafe { search_node::<T>(node, (&raw mut search).cast()) };
+    // SAFETY: the context is the one that search_below() expects.
+    unsafe { search_at::<T>(node, (&raw mut search).cast()) };
     search.found
 }
 
-unsafe extern "C-unwind" fn search_node<T>(node: *mut Node, context: *mut c_void) -> bool {
+/// # Safety
+/// `context` is a [`Search`], alone in use while the walk goes on.
+unsafe fn search_at<T>(node: *mut Node, context: *mut c_void) -> bool {
     if node.is_null() {
         return false;
     }
-    // SAFETY: the context is the one of search(), alone in use while the walk goes on. Rust code called from C may
-    // unwind only through a guard.
+    // SAFETY: search_below() is the walker for just this context.
     unsafe {
-        pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard(move || {
-            let search = &mut *context.cast::<Search<'_, T>>();
-            search.found = (search.find)(node);
-            search.found.is_some() || expression_tree_walker(node, search_node::<T>, context)
-        })
+        let search = &mut *context.cast::<Search<'_, T>>();
+        search.found = (search.find)(node);
+        search.found.is_some() || expression_tree_walker(node, search_below::<T>, context)
     }
+}
+
+/// What C calls. Its guard turns a panic into an error for the C code above it, so nothing in Rust may call this.
+unsafe extern "C-unwind" fn search_below<T>(node: *mut Node, context: *mut c_void) -> bool {
+    // SAFETY: expression_tree_walker() passes on the context that it was given.
+    unsafe { pgrx_extern_c_guard(move || search_at::<T>(node, context)) }
 }
 
 type Replace<'a> = &'a mut dyn FnMut(*mut Node) -> *mut Node;
@@ -55,21 +71,31 @@ type Replace<'a> = &'a mut dyn FnMut(*mut Node) -> *mut Node;
 /// # Safety
 /// As for [`search`]; `replace` returns the node or another expression of the same type.
 pub unsafe fn rewrite(node: *mut Node, mut replace: Replace<'_>) -> *mut Node {
-    // SAFETY: rewrite_node() is the mutator of expression_tree_mutator() for just this context.
-    unsafe { rewrite_node(node, (&raw mut replace).cast()) }
+    // SAFETY: the context is the one that rewrite_below() expects.
+    unsafe { rewrite_at(node, (&raw mut replace).cast()) }
 }
 
-unsafe extern "C-unwind" fn rewrite_node(node: *mut Node, context: *mut c_void) -> *mut Node {
+/// # Safety
+/// `context` is a [`Replace`], alone in use while the rewriting goes on.
+unsafe fn rewrite_at(node: *mut Node, context: *mut c_void) -> *mut Node {
     if node.is_null() {
         return node;
     }
-    // SAFETY: as in search_node(). A list is copied by the mutator, and no node by itself.
+    // SAFETY: rewrite_below() is the mutator for just this context. A list is copied, but is not a node to replace.
     unsafe {
-        pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard(move || {
-            let copy = expression_tree_mutator(node, rewrite_node, context);
-            if (*copy).type_ == pg_sys::NodeTag::T_List { copy } else { (*context.cast::<Replace<'_>>())(copy) }
-        })
+        let copy = expression_tree_mutator(node, rewrite_below, context);
+        if (*copy).type_ == pg_sys::NodeTag::T_List {
+            copy
+        } else {
+            (*context.cast::<Replace<'_>>())(copy)
+        }
     }
+}
+
+/// What C calls, as [`search_below`].
+unsafe extern "C-unwind" fn rewrite_below(node: *mut Node, context: *mut c_void) -> *mut Node {
+    // SAFETY: expression_tree_mutator() passes on the context that it was given.
+    unsafe { pgrx_extern_c_guard(move || rewrite_at(node, context)) }
 }
 
 /// The functions that evaluating this one node calls: its own, its operator's, those of the types that it converts.
