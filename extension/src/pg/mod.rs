@@ -19,8 +19,11 @@ pub mod trigger;
 pub mod utility;
 pub mod xact;
 
+pub mod attempt;
 pub mod expr;
+pub mod list;
 pub mod role;
+pub mod table;
 
 pub mod image;
 pub mod query;
