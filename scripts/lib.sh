@@ -26,17 +26,13 @@ cluster_user() {
   if [ "$EUID" -ne 0 ]; then id -un; elif id postgres >/dev/null 2>&1; then echo postgres; else echo nobody; fi
 }
 
-# as_cluster_user COMMAND...: from /, which every user may read; no backtraces of errors that are part of a test.
-as_cluster_user() {
-  local user
-  user=$(cluster_user)
-  if [ "$EUID" -ne 0 ]; then
-    (cd / && exec env -u RUST_BACKTRACE "$@")
-  else
-    (cd / && exec setpriv --reuid="$user" --regid="$(id -g "$user")" --clear-groups \
-      env -u RUST_BACKTRACE HOME=/ USER="$user" "$@")
-  fi
-}
+# Words before a command that shall run as that user: from /, which every user may read; without backtraces of errors that
+# are part of a test. They only exec: a background job's $! is the command's own.
+as_cluster_words=(env -C / -u RUST_BACKTRACE)
+if [ "$EUID" -eq 0 ]; then
+  as_cluster_words+=(HOME=/ setpriv --reuid="$(cluster_user)" --regid="$(id -g "$(cluster_user)")" --clear-groups)
+fi
+as_cluster_user() { "${as_cluster_words[@]}" "$@"; }
 
 # As root, through sudo otherwise.
 as_root() {
@@ -87,6 +83,8 @@ psql_at() {
 free_port() {
   node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })'
 }
+
+port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # The first line of a pid file, if it is a number.
 pid_in() { [ -r "$1" ] && sed -n '1s/^\([0-9][0-9]*\)$/\1/p' "$1" || true; }
