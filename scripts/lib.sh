@@ -42,7 +42,8 @@ as_root() {
 # reachable_dir DIR: makes DIR, of which the cluster's user can reach what lies in it. Where it cannot (a checkout under
 # /root), DIR becomes a link to a folder below /var/tmp/shapefeed-<uid>.
 reachable_dir() {
-  local dir=$1 base elsewhere
+  local dir base elsewhere
+  dir=$(realpath -m "$1")
   mkdir -p "$dir" || die "cannot make the folder $dir"
   as_cluster_user test -x "$dir" && return
   if as_cluster_user test -x "$(dirname "$dir")"; then
@@ -55,14 +56,18 @@ reachable_dir() {
   elsewhere=$base/$(printf '%s' "$dir" | cksum | cut -d' ' -f1)
   mkdir -p "$elsewhere"
   chmod 755 "$base" "$elsewhere"
-  [ -L "$dir" ] || rmdir "$dir" 2>/dev/null ||
+  rmdir "$dir" 2>/dev/null ||
     die "user $(cluster_user) cannot reach $dir: empty that folder, or work in one that every user can reach"
   ln -sfn "$elsewhere" "$dir"
 }
 
-local_dir=$root/.local
-pg_tree=$local_dir/pg
-pg_bin=${SHAPEFEED_PG_BIN:-$pg_tree/usr/lib/postgresql/15/bin}
+# Once more after bring-postgres, which may have made .local a link: as the cluster's user can reach it.
+find_local() {
+  local_dir=$(realpath -m "$root/.local")
+  pg_tree=$local_dir/pg
+  pg_bin=${SHAPEFEED_PG_BIN:-$pg_tree/usr/lib/postgresql/15/bin}
+}
+find_local
 
 # What cargo needs to build the extension.
 export_build_env() {
