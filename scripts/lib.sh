@@ -26,17 +26,13 @@ cluster_user() {
   if [ "$EUID" -ne 0 ]; then id -un; elif id postgres >/dev/null 2>&1; then echo postgres; else echo nobody; fi
 }
 
-# as_cluster_user COMMAND...: from /, which every user may read; no backtraces of errors that are part of a test.
-as_cluster_user() {
-  local user
-  user=$(cluster_user)
-  if [ "$EUID" -ne 0 ]; then
-    (cd / && exec env -u RUST_BACKTRACE "$@")
-  else
-    (cd / && exec setpriv --reuid="$user" --regid="$(id -g "$user")" --clear-groups \
-      env -u RUST_BACKTRACE HOME=/ USER="$user" "$@")
-  fi
-}
+# Words before a command that shall run as that user: from /, which every user may read; without backtraces of errors that
+# are part of a test. They only exec: a background job's $! is the command's own.
+as_cluster_words=(env -C / -u RUST_BACKTRACE)
+if [ "$EUID" -eq 0 ]; then
+  as_cluster_words+=(HOME=/ setpriv --reuid="$(cluster_user)" --regid="$(id -g "$(cluster_user)")" --clear-groups)
+fi
+as_cluster_user() { "${as_cluster_words[@]}" "$@"; }
 
 # As root, through sudo otherwise.
 as_root() {
@@ -46,7 +42,8 @@ as_root() {
 # reachable_dir DIR: makes DIR, of which the cluster's user can reach what lies in it. Where it cannot (a checkout under
 # /root), DIR becomes a link to a folder below /var/tmp/shapefeed-<uid>.
 reachable_dir() {
-  local dir=$1 base elsewhere
+  local dir base elsewhere
+  dir=$(realpath -m "$1")
   mkdir -p "$dir" || die "cannot make the folder $dir"
   as_cluster_user test -x "$dir" && return
   if as_cluster_user test -x "$(dirname "$dir")"; then
@@ -59,14 +56,18 @@ reachable_dir() {
   elsewhere=$base/$(printf '%s' "$dir" | cksum | cut -d' ' -f1)
   mkdir -p "$elsewhere"
   chmod 755 "$base" "$elsewhere"
-  [ -L "$dir" ] || rmdir "$dir" 2>/dev/null ||
+  rmdir "$dir" 2>/dev/null ||
     die "user $(cluster_user) cannot reach $dir: empty that folder, or work in one that every user can reach"
   ln -sfn "$elsewhere" "$dir"
 }
 
-local_dir=$root/.local
-pg_tree=$local_dir/pg
-pg_bin=${SHAPEFEED_PG_BIN:-$pg_tree/usr/lib/postgresql/15/bin}
+# Once more after bring-postgres, which may have made .local a link: as the cluster's user can reach it.
+find_local() {
+  local_dir=$(realpath -m "$root/.local")
+  pg_tree=$local_dir/pg
+  pg_bin=${SHAPEFEED_PG_BIN:-$pg_tree/usr/lib/postgresql/15/bin}
+}
+find_local
 
 # What cargo needs to build the extension.
 export_build_env() {
@@ -87,6 +88,8 @@ psql_at() {
 free_port() {
   node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })'
 }
+
+port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # The first line of a pid file, if it is a number.
 pid_in() { [ -r "$1" ] && sed -n '1s/^\([0-9][0-9]*\)$/\1/p' "$1" || true; }

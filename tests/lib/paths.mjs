@@ -1,11 +1,14 @@
 // Where the tests find what they run, and where they put what they make.
-import { chmodSync, mkdtempSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, realpathSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
-export const pgBin = process.env.SHAPEFEED_PG_BIN ?? join(root, '.local/pg/usr/lib/postgresql/15/bin')
+// .local may be a link, and its way one that Postgres' user cannot go.
+const local = join(root, '.local')
+export const pgBin = process.env.SHAPEFEED_PG_BIN ??
+  join(existsSync(local) ? realpathSync(local) : local, 'pg/usr/lib/postgresql/15/bin')
 export const sidecarBinary = process.env.SHAPEFEED_SIDECAR ??
   join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), 'release/shapefeed-sidecar')
 

@@ -21,11 +21,13 @@ export async function startSidecar({ databaseUrl, flags = [], env = {}, port, re
     env: {
       ...process.env,
       RUST_BACKTRACE: undefined,
-      DATABASE_URL: databaseUrl,
+      SHAPEFEED_PORT: undefined,
+      SHAPEFEED_SECRET: undefined,
+      SHAPEFEED_DATABASE_URL: databaseUrl,
       SHAPEFEED_LISTEN: `127.0.0.1:${listenPort}`,
       SHAPEFEED_INSECURE: 'true',
       SHAPEFEED_AUTO_TRACK: 'true',
-      SHAPEFEED_ALLOW_SHAPE_DELETION: 'true',
+      SHAPEFEED_ALLOW_DELETE: 'true',
       ...env,
     },
   })
