@@ -1,6 +1,8 @@
 //! Stage 3: what a shape is, and what the log says about it.
 
+pub mod define;
 pub mod definition;
+pub mod schema_header;
 pub mod feed;
 pub mod log;
 pub mod message;
