@@ -3,11 +3,16 @@
 pub mod define;
 pub mod definition;
 pub mod schema_header;
-pub mod feed;
-pub mod log;
+
+pub mod cursor;
 pub mod message;
 pub mod net;
-pub mod place;
-pub mod snapshot;
+
 pub mod tuple;
 pub mod window;
+
+pub mod keyless;
+pub mod overlay;
+pub mod place;
+pub mod rows;
+pub mod snapshot;

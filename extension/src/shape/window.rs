@@ -117,7 +117,7 @@ impl Log {
 
     /// Runs a scan whose values are not needed after it.
     fn scan(&self, member: &Member, index: Oid, keys: &[Key], direction: Direction, each: impl FnMut(scan::Row<'_>) -> bool) {
-        self.memory.run(|| self.scan(member, index, keys, direction, each));
+        self.memory.run(|| scan::scan(&member.table, index, keys, direction, each));
         self.memory.reset();
     }
 
