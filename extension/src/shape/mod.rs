@@ -16,3 +16,6 @@ pub mod overlay;
 pub mod place;
 pub mod rows;
 pub mod snapshot;
+
+pub mod log;
+pub mod operation;
