@@ -176,13 +176,15 @@ fn judge(
     around: &Around<'_>,
 ) -> Result<Judged> {
     let mut effects = table.effects(transaction, chains, around)?;
-    for effect in &mut effects {
-        for row in [&mut effect.before, &mut effect.after].into_iter().flatten() {
-            table.fetch(row, filter.columns(), around)?;
-        }
-    }
+    fetch(&mut effects, filter.columns(), table, around)?;
     let (was_in, is_in) = attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
     Ok((effects, was_in, is_in))
+}
+
+/// Fetches what these columns have out of line, on both sides of each effect.
+pub fn fetch(effects: &mut [Effect], columns: &[usize], table: &mut Table, around: &Around<'_>) -> Result<()> {
+    let rows = effects.iter_mut().flat_map(|effect| [&mut effect.before, &mut effect.after]).flatten();
+    rows.filter(|row| row.is_external()).try_for_each(|row| table.fetch(row, columns, around))
 }
 
 /// On which side of each effect the row is in. Raises what the where clause raises.

@@ -19,3 +19,5 @@ pub mod snapshot;
 
 pub mod log;
 pub mod operation;
+pub mod attached;
+pub mod feed;
