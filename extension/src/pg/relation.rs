@@ -4,6 +4,10 @@ use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
 
+#[allow(
+    missing_docs,
+    reason = "Postgres' own functions, which the macro wraps"
+)]
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
     fn get_partition_ancestors(relid: Oid) -> *mut pg_sys::List;
@@ -149,7 +153,8 @@ unsafe fn facts(rel: pg_sys::Relation) -> Facts {
     unsafe {
         let form = &*(*rel).rd_rel;
         let desc = (*rel).rd_att;
-        let attributes = (0..(*desc).natts as usize).map(|i| attribute(pgrx::PgTupleDesc::from_pg_unchecked(desc).get(i)));
+        let attributes = (0..(*desc).natts as usize)
+            .map(|i| attribute(pgrx::PgTupleDesc::from_pg_unchecked(desc).get(i)));
         Facts {
             relid: (*rel).rd_id.to_u32(),
             namespace: form.relnamespace.to_u32(),
@@ -195,7 +200,13 @@ pub fn ancestors(relid: u32) -> Vec<u32> {
 /// A table and all partitions or children under it, itself first; none of them is locked.
 pub fn inheritors(relid: u32) -> Vec<u32> {
     // SAFETY: as above; lock mode 0 takes none.
-    unsafe { oid_list(find_all_inheritors(Oid::from_u32(relid), 0, std::ptr::null_mut())) }
+    unsafe {
+        oid_list(find_all_inheritors(
+            Oid::from_u32(relid),
+            0,
+            std::ptr::null_mut(),
+        ))
+    }
 }
 
 unsafe fn oid_list(list: *mut pg_sys::List) -> Vec<u32> {

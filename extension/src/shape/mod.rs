@@ -2,12 +2,12 @@
 
 pub mod define;
 pub mod definition;
-pub mod schema_header;
 pub mod feed;
 pub mod log;
 pub mod message;
 pub mod net;
 pub mod place;
+pub mod schema_header;
 pub mod snapshot;
 pub mod tuple;
 pub mod window;
