@@ -188,6 +188,10 @@ fn columns(relation: &PgRelation) -> Vec<Column> {
         .collect()
 }
 
+#[allow(
+    clippy::useless_conversion,
+    reason = "attndims is an int2 since Postgres 16"
+)]
 fn column(attribute: &pg_sys::FormData_pg_attribute) -> Column {
     // SAFETY: returns InvalidOid for what is not an array.
     let element = unsafe { pg_sys::get_element_type(attribute.atttypid) };
@@ -285,7 +289,7 @@ pub fn is_tracked(relid: pg_sys::Oid) -> bool {
             &mut key,
             1,
             equal,
-            pg_sys::Oid::from(pg_sys::F_OIDEQ).into(),
+            pg_sys::Oid::from(pg_sys::F_OIDEQ),
             relid.into(),
         );
         let index = pg_sys::RelationGetPrimaryKeyIndex(table);
