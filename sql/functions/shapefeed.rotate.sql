@@ -1,13 +1,13 @@
 -- Ends every shape on a table, so that its clients read it again. The caller must own the table.
-create function shapefeed._rotate_table("table" oid) returns void
-  strict language sql security definer set search_path = '' as $$
+create procedure shapefeed._rotate_table("table" oid)
+  language sql security definer set search_path = '' as $$
   select shapefeed._note(pg_catalog.jsonb_build_object('ends',
     pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('relid', "table"::int8, 'reason', 'rotate'))))
 $$;
 
 -- Ends the shapes of one definition, named by its hash.
-create function shapefeed._rotate(definition_hash text) returns void
-  strict language sql security definer set search_path = '' as $$
+create procedure shapefeed._rotate(definition_hash text)
+  language sql security definer set search_path = '' as $$
   select shapefeed._note(pg_catalog.jsonb_build_object('ends',
     pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('shape', definition_hash, 'reason', 'rotate'))))
 $$;
