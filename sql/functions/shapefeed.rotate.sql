@@ -18,5 +18,5 @@ begin
                  and pg_catalog.pg_has_role(session_user, c.relowner, 'usage')) then
     raise exception using errcode = 'insufficient_privilege', message = format('must be owner of table %s', "table");
   end if;
-  perform shapefeed._rotate_table("table");
+  call shapefeed._rotate_table("table");
 end $$;

@@ -25,5 +25,9 @@ pub mod list;
 pub mod role;
 pub mod table;
 
+pub mod encode;
 pub mod image;
+pub mod memory;
+pub mod order;
 pub mod query;
+pub mod reading;
