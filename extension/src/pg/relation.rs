@@ -243,3 +243,17 @@ pub fn our_extension() -> Option<Oid> {
     let oid = unsafe { pg_sys::get_extension_oid(c"shapefeed".as_ptr(), true) };
     (oid != Oid::INVALID).then_some(oid)
 }
+
+/// A relation's schema and name, quoted as SQL wants them; its oid in digits when there is no such relation.
+pub fn quoted_name(relid: u32) -> String {
+    let oid = Oid::from_u32(relid);
+    // SAFETY: syscache look-ups inside a transaction; both names are palloc'd, or null when it is gone.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+        if name.is_null() || schema.is_null() {
+            return relid.to_string();
+        }
+        cstr(pg_sys::quote_qualified_identifier(schema, name))
+    }
+}
