@@ -1,0 +1,27 @@
+# Everything that one does here. The recipes are in scripts/, the settings in the environment.
+.PHONY: help demo build test lint bench package clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+demo: ## Postgres, sidecar and sample data, at work until Ctrl-C (SHAPEFEED_PORT, SHAPEFEED_PG_PORT, SHAPEFEED_HOME)
+	@scripts/demo
+
+build: ## extension and sidecar, as target/release/{libshapefeed.so,shapefeed-sidecar}
+	@scripts/bring-postgres
+	@scripts/build
+
+test: ## every suite; some of them: make test SUITES="unit regress"
+	@scripts/test $(SUITES)
+
+lint: build ## rustfmt, clippy, shell, JavaScript, SQL
+	@scripts/lint
+
+bench: build ## the figures in the README, each with its target
+	@scripts/bench
+
+package: build ## dist/: the extension and the sidecar as archives
+	@scripts/package
+
+clean: ## removes what was built, brought and made; not a demo with a SHAPEFEED_HOME of its own
+	@scripts/clean
