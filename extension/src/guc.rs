@@ -1,1 +1,144 @@
-//! (being written)
+//! Settings, with their units.
+
+use std::ffi::CString;
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(8192);
+static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
+static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);
+static SEARCH_PATH: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"pg_catalog, public"));
+static ALLOWED_FUNCTIONS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c""));
+static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+
+/// Tells Postgres about the settings. `preloading` is true while the postmaster loads libraries.
+pub fn register(preloading: bool) {
+    GucRegistry::define_int_guc(
+        c"shapefeed.capture_memory",
+        c"Memory that the changes of one transaction may take before they go to a temporary file.",
+        c"",
+        &CAPTURE_MEMORY_KB,
+        64,
+        1 << 20,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.retention",
+        c"How far back the log reaches.",
+        c"A client that comes back later reads its shapes again from the start.",
+        &RETENTION_S,
+        60,
+        30 * 24 * 3600,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.keyless_max_rows",
+        c"Largest table without a primary key that can be followed.",
+        c"",
+        &KEYLESS_MAX_ROWS,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"shapefeed.search_path",
+        c"Schemas in which the names in a where clause are looked up.",
+        c"",
+        &SEARCH_PATH,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"shapefeed.allowed_functions",
+        c"Functions, beside those of pg_catalog and of extensions, that a where clause may call.",
+        c"Comma-separated, schema-qualified names.",
+        &ALLOWED_FUNCTIONS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    if preloading {
+        GucRegistry::define_int_guc(
+            c"shapefeed.max_databases",
+            c"Databases of this cluster that can have a sequencer.",
+            c"",
+            &MAX_DATABASES,
+            1,
+            1024,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
+        GucRegistry::define_string_guc(
+            c"shapefeed.databases",
+            c"Databases to look for the extension in at start; empty = all that allow connections.",
+            c"Comma-separated names.",
+            &DATABASES,
+            GucContext::Sighup,
+            GucFlags::default(),
+        );
+    }
+}
+
+/// Bytes that the changes of one transaction may take before they go to a temporary file.
+pub fn capture_memory_bytes() -> usize {
+    CAPTURE_MEMORY_KB.get() as usize * 1024
+}
+
+/// How far back the log reaches, in seconds.
+pub fn retention_s() -> i64 {
+    i64::from(RETENTION_S.get())
+}
+
+/// Members of the ring of log tables.
+pub const RING_MEMBERS: usize = 8;
+
+/// Seconds for which one member of the ring is written: eight of them cover the retention, with one being written
+/// and one being emptied.
+pub fn ring_interval_s() -> i64 {
+    (retention_s() / (RING_MEMBERS as i64 - 2)).max(1)
+}
+
+/// Largest table without a key that can be followed, in rows.
+pub fn keyless_max_rows() -> u64 {
+    KEYLESS_MAX_ROWS.get() as u64
+}
+
+/// Databases that can have a sequencer.
+pub fn max_databases() -> usize {
+    MAX_DATABASES.get() as usize
+}
+
+/// Schemas in which the names in a where clause are looked up.
+pub fn search_path() -> String {
+    text(&SEARCH_PATH)
+}
+
+/// Functions that a where clause may call beside those of pg_catalog and extensions.
+pub fn allowed_functions() -> Vec<String> {
+    list(&ALLOWED_FUNCTIONS)
+}
+
+/// Databases that the launcher visits; empty = all.
+pub fn databases() -> Vec<String> {
+    list(&DATABASES)
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> String {
+    setting
+        .get()
+        .map(|value| value.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
+    text(setting)
+        .split(',')
+        .map(|item| item.trim().to_string())
+        .filter(|item| !item.is_empty())
+        .collect()
+}

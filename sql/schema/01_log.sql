@@ -43,6 +43,16 @@ begin
   end loop;
 end $$;
 
+create view shapefeed.change as
+  select 0::int2 as member, c.* from shapefeed.change_0 c union all
+  select 1::int2 as member, c.* from shapefeed.change_1 c union all
+  select 2::int2 as member, c.* from shapefeed.change_2 c union all
+  select 3::int2 as member, c.* from shapefeed.change_3 c union all
+  select 4::int2 as member, c.* from shapefeed.change_4 c union all
+  select 5::int2 as member, c.* from shapefeed.change_5 c union all
+  select 6::int2 as member, c.* from shapefeed.change_6 c union all
+  select 7::int2 as member, c.* from shapefeed.change_7 c;
+
 create view shapefeed.commit as
   select * from shapefeed.commit_0 union all select * from shapefeed.commit_1 union all
   select * from shapefeed.commit_2 union all select * from shapefeed.commit_3 union all

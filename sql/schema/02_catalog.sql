@@ -21,7 +21,8 @@ insert into shapefeed.feed (id, database)
 create table shapefeed.tracked (
   relid      oid         not null primary key,
   since      int8,                 -- position from which the log is whole; null until the track is sequenced
-  layout     int8        not null, -- of the epoch that runs
+  layout     int8        not null, -- of the table now
+  partitions oid[]       not null, -- itself and all below it, as of the last look
   tracked_at timestamptz not null default clock_timestamp()
 );
 

@@ -1,1 +1,150 @@
-//! Stage 1 (being written)
+//! Stage 1. A row trigger appends each change to a buffer of its backend; at pre-commit the buffer is written to the
+//! log as packed chunks. Until then nothing of an open transaction is anywhere but here.
+
+pub mod buffer;
+pub mod flush;
+pub mod known;
+pub mod layout;
+pub mod track;
+
+use std::cell::RefCell;
+
+use crate::guc;
+use crate::pg::spill::SpillFile;
+use crate::pg::trigger::Change;
+use crate::pg::xact;
+use crate::record::{self, Kind};
+use buffer::Buffer;
+use known::Known;
+use layout::Layout;
+
+/// Largest record that is kept; a larger one ends its table's epoch instead. Values are limited to 1 GB by Postgres.
+const RECORD_LIMIT_BYTES: usize = 256 << 20;
+
+/// What this backend has captured in the transaction that runs.
+#[derive(Default)]
+struct Capture {
+    buffer: Buffer<SpillFile>,
+    flushed: Option<flush::Flushed>,
+    /// Layouts that readers may not know yet, by hash.
+    layouts: Vec<(u64, Layout)>,
+    wrote: bool,
+}
+
+thread_local! {
+    static CAPTURE: RefCell<Capture> = RefCell::new(Capture::default());
+}
+
+/// Takes one row change, or a TRUNCATE, from the trigger.
+pub fn take(change: &Change) {
+    xact::register_callbacks();
+    let known = known::of(change.relation());
+    if let Some(layout) = &known.unannounced {
+        carry(known.layout, layout);
+    }
+    append(|out| put_change(out, change, &known));
+    if change.kind() == Kind::Truncate {
+        take_end(&known.relids, "truncate");
+    }
+}
+
+fn carry(hash: u64, layout: &Layout) {
+    CAPTURE.with_borrow_mut(|capture| {
+        if !capture.layouts.iter().any(|(carried, _)| *carried == hash) {
+            capture.layouts.push((hash, layout.clone()));
+        }
+    });
+}
+
+/// Takes a note: something that the log says and that is not a row. `note` is a JSON object, see [`flush`].
+pub fn take_note(note: &serde_json::Value) {
+    append(|out| {
+        out.push(buffer::NOTE);
+        out.extend_from_slice(note.to_string().as_bytes());
+    });
+}
+
+/// Takes the note that a table's epoch ends here.
+pub fn take_end(relids: &[u32], reason: &str) {
+    take_note(&end_note(relids, reason));
+}
+
+fn append(write: impl FnOnce(&mut Vec<u8>)) {
+    xact::register_callbacks();
+    CAPTURE.with_borrow_mut(|capture| {
+        capture.wrote = true;
+        capture.buffer.append(xact::subtransaction(), write);
+        if capture.buffer.in_memory_bytes() > guc::capture_memory_bytes() {
+            capture.buffer.spill(SpillFile::create);
+        }
+    });
+    if CAPTURE.with_borrow(|capture| capture.flushed.is_some()) {
+        // A callback that ran after ours at pre-commit wrote a tracked table: too late to wait for the others.
+        write_log();
+    }
+}
+
+fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) {
+    let start = out.len();
+    record::put_head(out, change.kind(), known.relid, known.layout);
+    change.put_images(out);
+    if out.len() - start > RECORD_LIMIT_BYTES {
+        out.truncate(start);
+        out.push(buffer::NOTE);
+        out.extend_from_slice(end_note(&known.relids, "gap").to_string().as_bytes());
+    }
+}
+
+fn end_note(relids: &[u32], reason: &str) -> serde_json::Value {
+    let ends: Vec<_> = relids
+        .iter()
+        .map(|relid| serde_json::json!({ "relid": relid, "reason": reason }))
+        .collect();
+    serde_json::json!({ "ends": ends })
+}
+
+/// At pre-commit and pre-prepare: everything captured so far goes to the log.
+pub fn write_log() {
+    let mut capture = CAPTURE.take();
+    if !capture.buffer.is_empty() {
+        // An error in here aborts the transaction, and with it what was captured.
+        let layouts = if capture.flushed.is_none() {
+            &capture.layouts[..]
+        } else {
+            &[]
+        };
+        capture.flushed = Some(flush::flush(&mut capture.buffer, capture.flushed, layouts));
+        if let Some(file) = std::mem::take(&mut capture.buffer).into_file() {
+            file.close();
+        }
+    }
+    CAPTURE.set(capture);
+}
+
+/// A subtransaction is rolled back: what it and those inside it captured goes.
+pub fn roll_back_to(subtransaction: u32) {
+    CAPTURE.with_borrow_mut(|capture| capture.buffer.drop_from(subtransaction));
+}
+
+/// The transaction has ended, or was prepared. True if it put something into the log.
+pub fn end_transaction(committed: bool) -> bool {
+    let ended = CAPTURE.take();
+    if committed {
+        known::announced(
+            &ended
+                .layouts
+                .iter()
+                .map(|(hash, _)| *hash)
+                .collect::<Vec<_>>(),
+        );
+        if !ended.buffer.is_empty() {
+            pgrx::warning!(
+                "shapefeed lost changes that were captured after the last moment to write them"
+            );
+        }
+    }
+    if let Some(file) = ended.buffer.into_file() {
+        file.forget();
+    }
+    ended.wrote
+}

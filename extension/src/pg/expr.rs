@@ -1,1 +1,46 @@
-//! (being written)
+//! Where clauses: from text to something that can be asked whether a row is in.
+//!
+//! Postgres itself parses, type-checks, folds and evaluates. What is added is a filter: an expression is let through
+//! only if its value depends on nothing but the row, so that a row moves in or out only when it is changed. All of it
+//! must run inside [`super::role::AsRole`], since both parsing and folding may run code.
+
+mod check;
+mod function;
+mod parse;
+mod predicate;
+mod tree;
+
+pub use parse::{Where, analyze};
+pub use predicate::{HeapTupleRef, Predicate};
+
+/// Why a where clause is not taken, in the words of docs/protocol.md.
+#[derive(Debug)]
+pub struct Refused(pub String);
+
+/// A where clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
+struct Source {
+    text: String,
+}
+
+impl Source {
+    /// What stands before the clause. A syntax error's position counts from here, any other's from the clause itself.
+    const PREFIX: &'static str = "SELECT 1 WHERE ";
+
+    fn new(clause: &str) -> Source {
+        Source {
+            text: format!("{}{clause}", Source::PREFIX),
+        }
+    }
+
+    /// `message` with the position in the clause of a node's `location`, a byte of the text or -1.
+    fn locate(&self, location: i32, message: &str) -> Refused {
+        let Some(before) = usize::try_from(location)
+            .ok()
+            .and_then(|end| self.text.get(..end))
+        else {
+            return Refused(message.to_string());
+        };
+        let position = before.chars().count().saturating_sub(Source::PREFIX.len());
+        Refused(format!("At location {position}: {message}"))
+    }
+}

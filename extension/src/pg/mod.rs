@@ -6,21 +6,24 @@ pub mod error;
 pub mod relation;
 pub mod scan;
 
+pub mod background;
+pub mod database;
 pub mod heap;
-pub mod latch;
+pub mod log_tables;
+pub mod owner;
+pub mod procedure;
 pub mod shmem;
+pub mod snapshot;
 pub mod spill;
 pub mod trigger;
 pub mod utility;
 pub mod xact;
 
+pub mod attempt;
 pub mod expr;
+pub mod list;
 pub mod role;
+pub mod table;
 
 pub mod image;
 pub mod query;
-
-/// Where the `pg_guard` attribute looks for the boundary function when it wraps externs of our own.
-pub(crate) mod ffi {
-    pub use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
-}

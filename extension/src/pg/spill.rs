@@ -1,1 +1,81 @@
-//! (being written)
+//! A temporary file that belongs to the whole transaction.
+
+use std::ffi::c_void;
+
+use pgrx::pg_sys;
+
+/// Bytes of one segment of a BufFile (`MAX_PHYSICAL_FILESIZE` of buffile.c).
+const SEGMENT_BYTES: u64 = 0x4000_0000;
+
+/// A BufFile owned by the top transaction. At abort Postgres removes it: then only [`SpillFile::forget`] it.
+pub struct SpillFile {
+    file: *mut pg_sys::BufFile,
+}
+
+impl SpillFile {
+    /// Makes an empty file. It survives the rollback of the subtransaction that it is made in.
+    pub fn create() -> SpillFile {
+        // SAFETY: the owner and the context of the top transaction live until its end; both settings are put back.
+        unsafe {
+            let (owner, context) = (pg_sys::CurrentResourceOwner, pg_sys::CurrentMemoryContext);
+            pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
+            pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
+            let file = pg_sys::BufFileCreateTemp(false);
+            pg_sys::CurrentResourceOwner = owner;
+            pg_sys::CurrentMemoryContext = context;
+            SpillFile { file }
+        }
+    }
+
+    fn seek(&mut self, place: u64) {
+        let (segment, offset) = (
+            (place / SEGMENT_BYTES) as i32,
+            (place % SEGMENT_BYTES) as pg_sys::off_t,
+        );
+        // SAFETY: the file is open until close().
+        unsafe { in_top_transaction(|| pg_sys::BufFileSeek(self.file, segment, offset, 0)) };
+    }
+
+    /// Writes `bytes` at `place`, which is at most the end of what was written.
+    pub fn write_at(&mut self, place: u64, bytes: &[u8]) {
+        self.seek(place);
+        // SAFETY: BufFileWrite() reads `bytes.len()` bytes and raises on failure. (The pointer is not written through.)
+        unsafe {
+            in_top_transaction(|| {
+                pg_sys::BufFileWrite(self.file, bytes.as_ptr() as *mut c_void, bytes.len())
+            });
+        }
+    }
+
+    /// Begins reading at the start.
+    pub fn rewind(&mut self) {
+        self.seek(0);
+    }
+
+    /// Fills `bytes` with what comes next; says how many there were.
+    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
+        // SAFETY: BufFileRead() writes at most `bytes.len()` bytes there.
+        unsafe { pg_sys::BufFileRead(self.file, bytes.as_mut_ptr().cast(), bytes.len()) }
+    }
+
+    /// Closes and removes the file.
+    pub fn close(self) {
+        // SAFETY: closed once; close() takes the value.
+        unsafe { pg_sys::BufFileClose(self.file) }
+    }
+
+    /// Lets go of a file that Postgres has removed or will remove by itself.
+    pub fn forget(self) {}
+}
+
+/// Files that a BufFile adds when it grows belong to the current owner, so that must be the top transaction's.
+unsafe fn in_top_transaction<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: both owners live for the whole transaction; it is put back (an error resets it anyway).
+    unsafe {
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
+        let value = f();
+        pg_sys::CurrentResourceOwner = owner;
+        value
+    }
+}

@@ -1,1 +1,242 @@
-//! (being written)
+//! The trigger function: what Postgres says about a row change, in safe terms.
+
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Datum};
+
+use super::relation::Opened;
+use crate::capture;
+use crate::error::Error;
+use crate::record::{self, Kind, SKIPPED_HEADER_BYTES, Tid};
+
+/// Start of the name that our triggers have.
+pub const TRIGGER_PREFIX: &str = "shapefeed_";
+
+/// One firing of the trigger.
+pub struct Change {
+    relation: Opened,
+    kind: Kind,
+    old: pg_sys::HeapTuple,
+    new: pg_sys::HeapTuple,
+}
+
+/// `select shapefeed.capture()` as a trigger. Its symbol is named in sql/functions.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn shapefeed_capture(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: Postgres passes its call info; its context is a TriggerData when it says so.
+    match unsafe { change_of(fcinfo) } {
+        Some(change) => capture::take(&change),
+        None => Error::Sql(
+            pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            "shapefeed.capture() was not called as a trigger of a tracked table".into(),
+            "Call shapefeed.track() with the table's name.",
+        )
+        .raise(),
+    }
+    Datum::null()
+}
+
+/// Version record of the function, as fmgr asks for it.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_shapefeed_capture() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
+    // SAFETY: the node tag tells that the context is a TriggerData; its parts live while the function runs. AFTER ROW
+    // triggers get the stored versions, with their TIDs.
+    unsafe {
+        let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
+        if data.is_null()
+            || (*data).type_ != pg_sys::NodeTag::T_TriggerData
+            || !is_ours((*data).tg_trigger)
+        {
+            return None;
+        }
+        let event = (*data).tg_event;
+        let after = event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER;
+        let row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+        let none = std::ptr::null_mut();
+        let (kind, old, new) = match (event & pg_sys::TRIGGER_EVENT_OPMASK, row) {
+            (pg_sys::TRIGGER_EVENT_INSERT, true) => (Kind::Insert, none, (*data).tg_trigtuple),
+            (pg_sys::TRIGGER_EVENT_UPDATE, true) => {
+                (Kind::Update, (*data).tg_trigtuple, (*data).tg_newtuple)
+            }
+            (pg_sys::TRIGGER_EVENT_DELETE, true) => (Kind::Delete, (*data).tg_trigtuple, none),
+            (pg_sys::TRIGGER_EVENT_TRUNCATE, false) => (Kind::Truncate, none, none),
+            _ => return None,
+        };
+        after.then(|| Change {
+            relation: Opened::new((*data).tg_relation),
+            kind,
+            old,
+            new,
+        })
+    }
+}
+
+unsafe fn is_ours(trigger: *const pg_sys::Trigger) -> bool {
+    // SAFETY: a trigger's name is a C string.
+    let name = unsafe { std::ffi::CStr::from_ptr((*trigger).tgname) };
+    name.to_bytes().starts_with(TRIGGER_PREFIX.as_bytes())
+}
+
+impl Change {
+    /// The leaf table.
+    pub fn relation(&self) -> &Opened {
+        &self.relation
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Appends the images that the record of this change has.
+    pub fn put_images(&self, out: &mut Vec<u8>) {
+        // SAFETY: the tuples are whole and of the relation's descriptor.
+        unsafe {
+            if has_external(self.old) || has_external(self.new) {
+                return self.put_with_out_of_line_values(out);
+            }
+            if !self.old.is_null() {
+                record::put_old(out, tid(self.old), image(self.old), &[]);
+            }
+            if !self.new.is_null() {
+                record::put_new(out, tid(self.new), image(self.new));
+            }
+        }
+    }
+
+    /// As [`Change::put_images`], when a value is stored out of line: one that the update left alone stays a pointer,
+    /// any other is copied as it is stored.
+    unsafe fn put_with_out_of_line_values(&self, out: &mut Vec<u8>) {
+        // SAFETY: as above; the copies live in the trigger's memory context, which is reset after each row.
+        unsafe {
+            let desc = (*self.relation.raw()).rd_att;
+            let (old, new) = (Values::of(self.old, desc), Values::of(self.new, desc));
+            let kept = |attribute: usize| match (&old, &new) {
+                (Some(old), Some(new)) => {
+                    old.value_id(attribute).is_some()
+                        && old.value_id(attribute) == new.value_id(attribute)
+                }
+                _ => false,
+            };
+            if let Some(old) = &old {
+                let (tuple, copied) = old.with_copies(desc, &kept);
+                record::put_old(out, tid(self.old), image(tuple), &copied);
+            }
+            if let Some(new) = &new {
+                let (tuple, _) = new.with_copies(desc, &kept);
+                record::put_new(out, tid(self.new), image(tuple));
+            }
+        }
+    }
+}
+
+/// A tuple taken apart.
+struct Values {
+    values: Vec<Datum>,
+    nulls: Vec<bool>,
+    /// Toast value id of each value that is stored out of line.
+    value_ids: Vec<Option<(u32, u32)>>,
+}
+
+impl Values {
+    unsafe fn of(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc) -> Option<Values> {
+        if tuple.is_null() {
+            return None;
+        }
+        // SAFETY: the tuple is of this descriptor; the arrays have a place for each attribute.
+        unsafe {
+            let width = (*desc).natts as usize;
+            let (mut values, mut nulls) = (vec![Datum::null(); width], vec![true; width]);
+            pg_sys::heap_deform_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let value_ids = (0..width)
+                .map(|i| {
+                    let varlena = pgrx::PgTupleDesc::from_pg_unchecked(desc)
+                        .get(i)
+                        .is_some_and(|att| att.attlen == -1);
+                    if varlena && !nulls[i] {
+                        on_disk_value(values[i])
+                    } else {
+                        None
+                    }
+                })
+                .collect();
+            Some(Values {
+                values,
+                nulls,
+                value_ids,
+            })
+        }
+    }
+
+    fn value_id(&self, attribute: usize) -> Option<(u32, u32)> {
+        self.value_ids[attribute]
+    }
+
+    /// The tuple with each out-of-line value that is not `kept` copied into it, and which these were.
+    unsafe fn with_copies(
+        &self,
+        desc: pg_sys::TupleDesc,
+        kept: &dyn Fn(usize) -> bool,
+    ) -> (pg_sys::HeapTuple, Vec<(u16, u32)>) {
+        let (mut values, mut nulls, mut copied) =
+            (self.values.clone(), self.nulls.clone(), Vec::new());
+        for (i, value) in values.iter_mut().enumerate() {
+            if let Some((_, id)) = self.value_ids[i].filter(|_| !kept(i)) {
+                // SAFETY: the value is an on-disk toast pointer; the copy is as compressed as it is stored.
+                unsafe {
+                    *value = Datum::from(pg_sys::detoast_external_attr(value.cast_mut_ptr()))
+                };
+                copied.push((i as u16 + 1, id));
+            }
+        }
+        // SAFETY: one value and one flag per attribute.
+        let tuple =
+            unsafe { pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr()) };
+        (tuple, copied)
+    }
+}
+
+/// `(toast table, value id)` of a value that is stored out of line on disk.
+unsafe fn on_disk_value(value: Datum) -> Option<(u32, u32)> {
+    /// `VARTAG_ONDISK`.
+    const ON_DISK: u8 = 18;
+    // SAFETY: a varlena's first byte tells its form (1 = external, then a tag byte); an on-disk pointer's body is a
+    // varatt_external, unaligned: rawsize, extsize/method, value id, toast table, four bytes each.
+    unsafe {
+        let bytes: *const u8 = value.cast_mut_ptr();
+        if *bytes != 1 || *bytes.add(1) != ON_DISK {
+            return None;
+        }
+        let field = |n: usize| bytes.add(2 + 4 * n).cast::<u32>().read_unaligned();
+        Some((field(3), field(2)))
+    }
+}
+
+unsafe fn has_external(tuple: pg_sys::HeapTuple) -> bool {
+    // SAFETY: a non-null tuple has its header.
+    unsafe {
+        !tuple.is_null() && u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_HASEXTERNAL != 0
+    }
+}
+
+unsafe fn tid(tuple: pg_sys::HeapTuple) -> Tid {
+    // SAFETY: as above.
+    let pointer = unsafe { (*tuple).t_self };
+    Tid {
+        block: (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo),
+        offset: pointer.ip_posid,
+    }
+}
+
+unsafe fn image<'a>(tuple: pg_sys::HeapTuple) -> &'a [u8] {
+    // SAFETY: t_len bytes belong to the tuple, header included.
+    unsafe {
+        let start = (*tuple).t_data.cast::<u8>().add(SKIPPED_HEADER_BYTES);
+        std::slice::from_raw_parts(start, (*tuple).t_len as usize - SKIPPED_HEADER_BYTES)
+    }
+}

@@ -1,1 +1,167 @@
-//! (being written)
+//! A look at utility commands: some concern the sequencer and reach no trigger.
+
+use std::ffi::{CStr, c_char};
+use std::sync::atomic::Ordering;
+
+use pgrx::pg_guard;
+use pgrx::pg_sys;
+
+use super::{background, database, shmem, xact};
+use crate::sequence;
+
+static mut PREVIOUS_HOOK: pg_sys::ProcessUtility_hook_type = None;
+
+/// How long a command that needs a database without connections keeps its sequencer away, in milliseconds.
+const PAUSE_MS: i64 = 60_000;
+/// How long it waits for the sequencer to go, in milliseconds: as long as Postgres waits for other sessions.
+const LEAVE_MS: i64 = 5_000;
+
+/// How long the sequencer stays away after such a command, in milliseconds: until its transaction has ended.
+const AFTERWARDS_MS: i64 = 1_000;
+
+/// Looks at each utility command from now on.
+pub fn install_hook() {
+    // SAFETY: hooks are chained while the library is loaded.
+    unsafe {
+        PREVIOUS_HOOK = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+/// What a command means for a sequencer.
+enum Concern {
+    Nothing,
+    /// A prepared transaction commits.
+    CommitPrepared,
+    /// This database must have no connections while the command runs.
+    Alone(u32),
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the arguments are Postgres' own and go on unchanged.
+    unsafe {
+        let concern = concern_of((*statement).utilityStmt);
+        let _pause = match concern {
+            Concern::Alone(database) => pause(database),
+            _ => None,
+        };
+        match PREVIOUS_HOOK {
+            // A function pointer has no guard of its own: without this one an error would skip the pause's end.
+            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                next(
+                    statement,
+                    query,
+                    read_only_tree,
+                    context,
+                    params,
+                    environment,
+                    receiver,
+                    completion,
+                )
+            }),
+            None => pg_sys::standard_ProcessUtility(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                receiver,
+                completion,
+            ),
+        }
+        if matches!(concern, Concern::CommitPrepared) {
+            sequence::prepared_transaction_ended();
+        }
+    }
+}
+
+unsafe fn concern_of(node: *mut pg_sys::Node) -> Concern {
+    use pg_sys::NodeTag::*;
+    // SAFETY: the tag tells which struct the node is; names are C strings.
+    unsafe {
+        let name = match (*node).type_ {
+            T_TransactionStmt => {
+                let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                let commits = kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
+                return if commits {
+                    Concern::CommitPrepared
+                } else {
+                    Concern::Nothing
+                };
+            }
+            T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
+            T_CreatedbStmt => template_of(node.cast()),
+            T_AlterDatabaseStmt => (*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
+            T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType
+                    == pg_sys::ObjectType::OBJECT_DATABASE =>
+            {
+                (*node.cast::<pg_sys::RenameStmt>()).subname
+            }
+            _ => return Concern::Nothing,
+        };
+        if name.is_null() || !pg_sys::IsTransactionState() {
+            return Concern::Nothing;
+        }
+        match database::by_name(&CStr::from_ptr(name).to_string_lossy()) {
+            Some(oid) => Concern::Alone(oid),
+            None => Concern::Nothing,
+        }
+    }
+}
+
+unsafe fn template_of(statement: *mut pg_sys::CreatedbStmt) -> *mut c_char {
+    // SAFETY: the options are a list of DefElem; defGetString() reads one.
+    unsafe {
+        let options = (*statement).options;
+        for i in 0..if options.is_null() {
+            0
+        } else {
+            (*options).length
+        } {
+            let option = (*(*options).elements.add(i as usize))
+                .ptr_value
+                .cast::<pg_sys::DefElem>();
+            if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
+                return pg_sys::defGetString(option);
+            }
+        }
+        std::ptr::null_mut()
+    }
+}
+
+/// Keeps a database's sequencer away as long as it lives.
+struct Pause(&'static shmem::Slot);
+
+fn pause(database: u32) -> Option<Pause> {
+    let slot = shmem::existing_slot(database)?;
+    slot.paused_until_us
+        .store(xact::clock_us() + PAUSE_MS * 1000, Ordering::Release);
+    let pause = Pause(slot);
+    slot.wake_worker();
+    let deadline = xact::clock_us() + LEAVE_MS * 1000;
+    while slot.worker_pid() != 0 && xact::clock_us() < deadline {
+        background::sleep(10);
+    }
+    Some(pause)
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0
+            .paused_until_us
+            .store(xact::clock_us() + AFTERWARDS_MS * 1000, Ordering::Release);
+        shmem::wake_launcher();
+    }
+}

@@ -1,1 +1,201 @@
-//! (being written)
+//! A shape's definition: what a request asks for, resolved against the catalogs under the caller's rights.
+
+use pgrx::JsonB;
+use pgrx::PgSqlErrorCode::{
+    ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_COLUMN,
+    ERRCODE_UNDEFINED_TABLE,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::pg::expr::{self, Refused};
+use crate::pg::role::{self, AsRole};
+use crate::pg::table::{self, Column, Found, Table};
+
+/// Which columns an update carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replica {
+    /// The key and what changed.
+    Default,
+    /// Every column.
+    Full,
+}
+
+/// Whether a client starts with the rows that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Log {
+    /// It does.
+    Full,
+    /// It sees changes only.
+    ChangesOnly,
+}
+
+/// What a shape is. Up to `key` it is a function of the request and the catalogs alone, and `hash` names it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Definition {
+    /// The table.
+    pub relid: u32,
+    /// Its schema's name.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// The where clause in canonical form, every parameter and session value folded; None if all rows are in.
+    #[serde(rename = "where")]
+    pub where_text: Option<String>,
+    /// Names of the selected columns in the table's order.
+    pub columns: Vec<String>,
+    /// Were the columns left to the table?
+    pub all_columns: bool,
+    /// Which columns an update carries.
+    pub replica: Replica,
+    /// Whether the shape starts with a snapshot.
+    pub log: Log,
+    /// The role that it is evaluated for.
+    pub role: String,
+    /// Digest of everything else up to here and of `key`, in decimal digits.
+    pub hash: String,
+    /// Names of the primary key's columns in key order; empty for a table without one.
+    pub key: Vec<String>,
+    /// The table and the partitions below it.
+    #[serde(default)]
+    pub relids: Vec<u32>,
+    /// The `electric-schema` header.
+    #[serde(default)]
+    pub schema_header: Value,
+    /// Is the table captured?
+    #[serde(default)]
+    pub tracked: bool,
+}
+
+impl Definition {
+    /// Reads a definition that `shapefeed._define` gave out.
+    pub fn from_jsonb(jsonb: JsonB) -> Result<Definition> {
+        let invalid = |why: String| {
+            Error::Sql(
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid definition: {why}"),
+                "",
+            )
+        };
+        let definition: Definition =
+            serde_json::from_value(jsonb.0).map_err(|error| invalid(error.to_string()))?;
+        if definition.hash != definition.digest() {
+            return Err(invalid("its hash is of another one".into()));
+        }
+        Ok(definition)
+    }
+
+    /// Starts to act as the shape's role, whose rights are checked again: they may have been taken away.
+    pub fn enter(&self) -> Result<AsRole> {
+        let guard = AsRole::enter(&self.role)?;
+        let undefined = || {
+            let message = format!(
+                "table \"{}\".\"{}\" does not exist",
+                self.schema, self.table
+            );
+            Error::Sql(ERRCODE_UNDEFINED_TABLE, message, "")
+        };
+        let Found::Table(table) = table::find(&self.schema, &self.table) else {
+            return Err(undefined());
+        };
+        if table.relid.to_u32() != self.relid {
+            return Err(undefined());
+        }
+        let mut columns = [numbers_of(&table, &self.columns)?, identity(&table)].concat();
+        if let Some(text) = &self.where_text {
+            let invalid = |Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "");
+            columns.extend(
+                expr::analyze(table.relid, text, &[])
+                    .map_err(invalid)?
+                    .columns,
+            );
+        }
+        let denied = |message| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, "");
+        check_rights(&table, columns).map_err(denied)?;
+        Ok(guard)
+    }
+
+    /// What `hash` should be.
+    pub(super) fn digest(&self) -> String {
+        let parts = (
+            (
+                self.relid,
+                &self.schema,
+                &self.table,
+                &self.where_text,
+                &self.columns,
+                self.all_columns,
+            ),
+            (self.replica, self.log, &self.role, &self.key),
+        );
+        let bytes = serde_json::to_vec(&parts)
+            .expect("strings, numbers and lists of them have a JSON form");
+        xxhash_rust::xxh3::xxh3_64(&bytes).to_string()
+    }
+}
+
+fn numbers_of(table: &Table, names: &[String]) -> Result<Vec<i16>> {
+    let number = |name: &String| {
+        let column = table
+            .columns
+            .iter()
+            .find(|column| column.name == *name)
+            .map(|column| column.number);
+        column.ok_or_else(|| {
+            Error::Sql(
+                ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{name}\" does not exist"),
+                "",
+            )
+        })
+    };
+    names.iter().map(number).collect()
+}
+
+/// Whether the current user may read these columns of every row; if not, why.
+pub(super) fn check_rights(table: &Table, columns: Vec<i16>) -> std::result::Result<(), String> {
+    let name = format!("\"{}\".\"{}\"", table.schema, table.name);
+    if role::row_security_applies(table.relid) {
+        return Err(format!(
+            "row-level security applies to table {name}, no shape can be made of it"
+        ));
+    }
+    let Some(unreadable) = role::first_unreadable(table.relid, &columns) else {
+        return Ok(());
+    };
+    let column = table
+        .columns
+        .iter()
+        .find(|column| column.number == unreadable);
+    let column = column.map_or("?", |column| column.name.as_str());
+    Err(format!(
+        "permission denied for column \"{column}\" of table {name}"
+    ))
+}
+
+/// The columns that tell a row from others: the key's, or all.
+pub(super) fn identity(table: &Table) -> Vec<i16> {
+    if table.key.is_empty() {
+        numbers(&table.columns)
+    } else {
+        table.key.clone()
+    }
+}
+
+pub(super) fn numbers<'c>(columns: impl IntoIterator<Item = &'c Column>) -> Vec<i16> {
+    columns.into_iter().map(|column| column.number).collect()
+}
+
+pub(super) fn key_names(table: &Table) -> Vec<String> {
+    let name = |number: &i16| {
+        table
+            .columns
+            .iter()
+            .find(|column| column.number == *number)
+            .map(|c| c.name.clone())
+    };
+    table.key.iter().filter_map(name).collect()
+}

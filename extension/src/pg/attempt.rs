@@ -1,0 +1,73 @@
+//! Running something that may fail and living on: an internal subtransaction, as PL/pgSQL's exception blocks use it.
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys::{self, panic::CaughtError};
+use pgrx::{PgSqlErrorCode, PgTryBuilder};
+
+use super::error::{noted_position, noting_position};
+
+/// An error that was caught, its effects rolled back.
+#[derive(Debug)]
+pub struct Caught {
+    /// The error's SQLSTATE.
+    pub sqlstate: PgSqlErrorCode,
+    /// Its primary message.
+    pub message: String,
+    /// Where it points to in the text that was being parsed: a character counted from 1.
+    pub position: Option<i32>,
+}
+
+/// Runs `f` in a subtransaction and catches the error that it raises, unless that error says something about the
+/// server and not about the request: cancellation, lack of a resource, serialization, corruption.
+pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    // SAFETY: reads the backend's globals; BeginInternalSubTransaction() raises where a subtransaction may not begin,
+    // and changes both globals, which the caller wants as they were (as plpgsql's exec_stmt_block has it).
+    let (context, owner) = unsafe {
+        let saved = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::CurrentMemoryContext = saved.0;
+        saved
+    };
+    let outcome = PgTryBuilder::new(AssertUnwindSafe(|| Ok(noting_position(f))))
+        .catch_others(|error| Err(Box::new(error)))
+        .execute();
+    // SAFETY: the current subtransaction is the one begun above: whatever `f` began it has ended, or it has failed and
+    // is rolled back along with this one.
+    unsafe {
+        pg_sys::CurrentMemoryContext = context;
+        match outcome {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    outcome.map_err(|error| describe(error).unwrap_or_else(|error| error.rethrow()))
+}
+
+/// What the request did wrong, or the error back when that is not whose fault it is.
+fn describe(error: Box<CaughtError>) -> Result<Caught, Box<CaughtError>> {
+    let report = match &*error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+        CaughtError::RustPanic { .. } => return Err(error),
+    };
+    let sqlstate = report.sql_error_code();
+    if concerns_server(sqlstate) {
+        return Err(error);
+    }
+    Ok(Caught {
+        sqlstate,
+        message: report.message().to_string(),
+        position: noted_position(),
+    })
+}
+
+/// Classes 40 (rollback), 53 (resources), 57 (operator), 58 (system) and XX (internal).
+fn concerns_server(sqlstate: PgSqlErrorCode) -> bool {
+    let class = |code: &[u8; 5]| super::error::sqlstate(code) & 0xFFF;
+    let of_error = sqlstate as i32 & 0xFFF;
+    [b"40000", b"53000", b"57000", b"58000", b"XX000"]
+        .iter()
+        .any(|code| class(code) == of_error)
+}

@@ -1,0 +1,325 @@
+//! From the text of a where clause to an expression tree of constants, columns and functions that may be called.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int};
+
+use pg_sys::{Node, NodeTag, Oid};
+use pgrx::PgSqlErrorCode::*;
+use pgrx::{PgRelation, pg_sys};
+
+use super::super::attempt::{Caught, attempt};
+use super::super::list::cells;
+use super::{Refused, Source, check, tree};
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" {
+    /// In parser/parse_param.h, which the bindings leave out.
+    fn setup_parse_variable_parameters(
+        pstate: *mut pg_sys::ParseState,
+        types: *mut *mut Oid,
+        count: *mut c_int,
+    );
+}
+
+/// The longest text that is parsed, as the protocol has it.
+const MAX_BYTES: usize = 65536;
+
+/// A where clause that may be evaluated.
+#[derive(Debug)]
+pub struct Where {
+    /// The expression, allocated in the memory context that was current.
+    pub(super) tree: *mut Node,
+    /// The canonical text: parameters, session values and constant parts folded. None if every row is in.
+    pub text: Option<String>,
+    /// The attribute numbers that it reads, ascending.
+    pub columns: Vec<i16>,
+    /// Those that its text names: folding may have done away with some.
+    pub named_columns: Vec<i16>,
+}
+
+/// Parses, checks and folds a where clause on a table that the caller has locked. `params` are the values of `$1`,
+/// `$2` and so on. Whatever is wrong with the text or the values comes back as a refusal, not as an error.
+pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
+    let source = Source::new(clause);
+    if source.text.len() > MAX_BYTES {
+        return Err(Refused(format!(
+            "the query is bigger than maximum size of {MAX_BYTES} bytes"
+        )));
+    }
+    let step = Cell::new(Step::Parse);
+    let outcome = attempt(|| {
+        // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
+        unsafe { analyze_or_raise(relid, &source, params, &step) }
+    });
+    outcome.unwrap_or_else(|error| Err(in_words_of_protocol(step.get(), error)))
+}
+
+/// What was being done when Postgres raised an error.
+#[derive(Clone, Copy)]
+enum Step {
+    Parse,
+    Analyze,
+    ReadParameter(usize),
+    Fold,
+}
+
+/// # Safety
+/// A lock on the relation is held.
+unsafe fn analyze_or_raise(
+    relid: Oid,
+    source: &Source,
+    params: &[Option<String>],
+    step: &Cell<Step>,
+) -> Result<Where, Refused> {
+    let text = CString::new(source.text.as_str()).unwrap_or_default();
+    // SAFETY: each step hands the next the tree that it expects; what is allocated belongs to the current context.
+    unsafe {
+        let relation = PgRelation::open(relid);
+        let raw = raw_clause(&text)?;
+        step.set(Step::Analyze);
+        let typed = transform(&relation, raw, &text, params, step)?;
+        check::check(typed, check::Origin::Text(source))?;
+        step.set(Step::Fold);
+        let tree = fold(fold(typed));
+        check::check(tree, check::Origin::Folded)?;
+        check::columns_are_stored(tree, &relation)?;
+        let text = (!is_true(tree)).then(|| deparse(tree, &relation));
+        Ok(Where {
+            tree,
+            text,
+            columns: columns(tree),
+            named_columns: columns(typed),
+        })
+    }
+}
+
+/// The expression after WHERE, if the text is that one statement and the clause its only one.
+unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
+    // SAFETY: raw_parser() returns a List of RawStmt, which point to their statements.
+    unsafe {
+        let statements = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+        let [only] = cells(statements) else {
+            return Err(split());
+        };
+        let statement = only.ptr_value.cast::<pg_sys::RawStmt>();
+        if (*statement).stmt_len != 0 {
+            return Err(split());
+        }
+        let select = (*statement).stmt.cast::<pg_sys::SelectStmt>();
+        let clause = (*select).whereClause;
+        let only_where = (*select).type_ == NodeTag::T_SelectStmt
+            && (*select).op == pg_sys::SetOperation::SETOP_NONE
+            && !clause.is_null()
+            && [
+                (*select).groupClause,
+                (*select).windowClause,
+                (*select).sortClause,
+                (*select).lockingClause,
+            ]
+            .iter()
+            .all(|list| list.is_null())
+            && [
+                (*select).havingClause,
+                (*select).limitCount,
+                (*select).limitOffset,
+            ]
+            .iter()
+            .all(|node| node.is_null());
+        if only_where {
+            Ok(clause)
+        } else {
+            Err(Refused("malformed query ending with SQL clauses".into()))
+        }
+    }
+}
+
+fn split() -> Refused {
+    Refused("unescaped \";\" causing statement split".into())
+}
+
+/// Resolves names and types, and puts the parameters' values in.
+unsafe fn transform(
+    relation: &PgRelation,
+    raw: *mut Node,
+    text: &CStr,
+    params: &[Option<String>],
+    step: &Cell<Step>,
+) -> Result<*mut Node, Refused> {
+    let mut types = std::ptr::null_mut();
+    let mut count = 0;
+    // SAFETY: the sequence of cookConstraint(); the kind CHECK CONSTRAINT refuses subqueries, aggregates, window and
+    // set-returning functions. The types' array is written by the parser's parameter hooks only.
+    unsafe {
+        let pstate = pg_sys::make_parsestate(std::ptr::null_mut());
+        (*pstate).p_sourcetext = text.as_ptr();
+        let lock = pg_sys::AccessShareLock as c_int;
+        let alias = std::ptr::null_mut();
+        let item = pg_sys::addRangeTableEntryForRelation(
+            pstate,
+            relation.as_ptr(),
+            lock,
+            alias,
+            false,
+            true,
+        );
+        pg_sys::addNSItemToQuery(pstate, item, false, true, true);
+        setup_parse_variable_parameters(pstate, &mut types, &mut count);
+        let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
+        let typed = pg_sys::transformExpr(pstate, raw, kind);
+        let typed = pg_sys::coerce_to_boolean(pstate, typed, c"WHERE".as_ptr());
+        let typed = put_parameters_in(typed, params, step)?;
+        pg_sys::assign_expr_collations(pstate, typed);
+        pg_sys::free_parsestate(pstate);
+        Ok(typed)
+    }
+}
+
+/// Replaces each `$n` by its value, read by the input function of the type that the parser inferred, text if it
+/// inferred none.
+unsafe fn put_parameters_in(
+    typed: *mut Node,
+    params: &[Option<String>],
+    step: &Cell<Step>,
+) -> Result<*mut Node, Refused> {
+    let mut refused = None;
+    // SAFETY: T_Param nodes are Params; a Const of the same type takes the place of each.
+    let replaced = unsafe {
+        tree::rewrite(typed, &mut |node| {
+            if (*node).type_ != NodeTag::T_Param || refused.is_some() {
+                return node;
+            }
+            let param = node.cast::<pg_sys::Param>();
+            let number = (*param).paramid as usize;
+            let type_oid = if (*param).paramtype == pg_sys::UNKNOWNOID {
+                pg_sys::TEXTOID
+            } else {
+                (*param).paramtype
+            };
+            step.set(Step::ReadParameter(number));
+            match params.get(number - 1).and_then(Option::as_deref) {
+                None => refused = Some(format!("parameter ${number} was not provided")),
+                Some(value) if check::names_the_clock(type_oid, value) => {
+                    refused = Some(format!(
+                        "parameter ${number}: \"{value}\" changes with time"
+                    ));
+                }
+                Some(value) => return constant(type_oid, value),
+            }
+            node
+        })
+    };
+    step.set(Step::Analyze);
+    refused.map_or(Ok(replaced), |why| Err(Refused(why)))
+}
+
+unsafe fn constant(type_oid: Oid, value: &str) -> *mut Node {
+    let value = CString::new(value).unwrap_or_default();
+    let (mut input, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+    let (mut length, mut by_value) = (0, false);
+    // SAFETY: a type's input function takes a C string, which it does not keep, and gives a datum of the type.
+    unsafe {
+        pg_sys::getTypeInputInfo(type_oid, &mut input, &mut io_param);
+        let datum = pg_sys::OidInputFunctionCall(input, value.as_ptr().cast_mut(), io_param, -1);
+        pg_sys::get_typlenbyval(type_oid, &mut length, &mut by_value);
+        let collation = pg_sys::get_typcollation(type_oid);
+        pg_sys::makeConst(
+            type_oid,
+            -1,
+            collation,
+            length.into(),
+            datum,
+            false,
+            by_value,
+        )
+        .cast()
+    }
+}
+
+/// Inlines SQL functions and evaluates what is constant: by Postgres' rules, and what the session says about its user
+/// and settings besides.
+unsafe fn fold(typed: *mut Node) -> *mut Node {
+    // SAFETY: eval_const_expressions() takes an analyzed expression and needs no planner state; evaluate_expr() needs
+    // one whose arguments are constants, which is_session_value() makes sure of.
+    unsafe {
+        let folded = tree::rewrite(typed, &mut |node| {
+            if !check::is_session_value(node) {
+                return node;
+            }
+            let (type_oid, typmod) = (pg_sys::exprType(node), pg_sys::exprTypmod(node));
+            pg_sys::evaluate_expr(node.cast(), type_oid, typmod, pg_sys::exprCollation(node)).cast()
+        });
+        pg_sys::eval_const_expressions(std::ptr::null_mut(), folded)
+    }
+}
+
+unsafe fn is_true(tree: *mut Node) -> bool {
+    // SAFETY: a T_Const of type boolean is passed by value.
+    unsafe {
+        let constant = tree.cast::<pg_sys::Const>();
+        (*tree).type_ == NodeTag::T_Const
+            && !(*constant).constisnull
+            && (*constant).constvalue.value() != 0
+    }
+}
+
+unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
+    let name = CString::new(relation.name()).unwrap_or_default();
+    // SAFETY: the expression's Vars have varno 1, which is what deparse_context_for() names.
+    unsafe {
+        let context = pg_sys::deparse_context_for(name.as_ptr(), relation.oid());
+        let text: *mut c_char = pg_sys::deparse_expression(tree, context, false, false);
+        CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
+unsafe fn columns(tree: *mut Node) -> Vec<i16> {
+    let mut columns = Vec::new();
+    // SAFETY: T_Var nodes are Vars.
+    unsafe {
+        tree::search::<()>(tree, &mut |node| {
+            if (*node).type_ == NodeTag::T_Var {
+                columns.push((*node.cast::<pg_sys::Var>()).varattno);
+            }
+            None
+        });
+    }
+    columns.sort_unstable();
+    columns.dedup();
+    columns
+}
+
+/// The protocol's text for an error of Postgres' parser, of a value's input function or of folding.
+fn in_words_of_protocol(step: Step, error: Caught) -> Refused {
+    let message = match error.sqlstate {
+        ERRCODE_UNDEFINED_COLUMN => unknown_reference(&error.message),
+        ERRCODE_GROUPING_ERROR => "aggregation is not supported in this context".into(),
+        ERRCODE_DATATYPE_MISMATCH if error.message.starts_with("argument of WHERE") => {
+            return Refused("WHERE clause must return a boolean".into());
+        }
+        ERRCODE_SYNTAX_ERROR if error.message.ends_with("\";\"") => {
+            return split();
+        }
+        _ => error.message.replace("check constraint", "where clause"),
+    };
+    let shift = match step {
+        Step::Parse => 1,
+        Step::Analyze => 1 + Source::PREFIX.len() as i32,
+        Step::ReadParameter(number) => return Refused(format!("parameter ${number}: {message}")),
+        Step::Fold => return Refused(message),
+    };
+    Refused(match error.position {
+        Some(position) => format!("At location {}: {message}", position - shift),
+        None => message,
+    })
+}
+
+/// `column "x" does not exist` and `column t.x does not exist` in the protocol's words.
+fn unknown_reference(message: &str) -> String {
+    let name = message
+        .strip_prefix("column ")
+        .and_then(|rest| rest.strip_suffix(" does not exist"));
+    name.map_or_else(
+        || message.to_string(),
+        |name| format!("unknown reference {}", name.trim_matches('"')),
+    )
+}

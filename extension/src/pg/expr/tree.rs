@@ -1,0 +1,115 @@
+//! Walking and rewriting expression trees with closures.
+
+use std::ffi::c_void;
+
+use pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard;
+use pgrx::pg_sys::{self, Node, Oid};
+
+type Walker = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> bool;
+type Mutator = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> *mut Node;
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" {
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "expression_tree_walker_impl"
+    )]
+    fn expression_tree_walker(node: *mut Node, walker: Walker, context: *mut c_void) -> bool;
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "expression_tree_mutator_impl"
+    )]
+    fn expression_tree_mutator(
+        node: *mut Node,
+        mutator: Mutator,
+        context: *mut c_void,
+    ) -> *mut Node;
+}
+
+type Find<'a, T> = &'a mut dyn FnMut(*mut Node) -> Option<T>;
+
+struct Search<'a, T> {
+    find: Find<'a, T>,
+    found: Option<T>,
+}
+
+/// The first answer that `find` gives for a node of the tree, parents before children.
+///
+/// # Safety
+/// `node` is null or an analyzed expression without sublinks. `find` gets its nodes, never null.
+pub unsafe fn search<T>(node: *mut Node, find: Find<'_, T>) -> Option<T> {
+    let mut search = Search { find, found: None };
+    // SAFETY: the context is the one that search_below() expects.
+    unsafe { search_at::<T>(node, (&raw mut search).cast()) };
+    search.found
+}
+
+/// # Safety
+/// `context` is a [`Search`], alone in use while the walk goes on.
+unsafe fn search_at<T>(node: *mut Node, context: *mut c_void) -> bool {
+    if node.is_null() {
+        return false;
+    }
+    // SAFETY: search_below() is the walker for just this context.
+    unsafe {
+        let search = &mut *context.cast::<Search<'_, T>>();
+        search.found = (search.find)(node);
+        search.found.is_some() || expression_tree_walker(node, search_below::<T>, context)
+    }
+}
+
+/// What C calls. Its guard turns a panic into an error for the C code above it, so nothing in Rust may call this.
+unsafe extern "C-unwind" fn search_below<T>(node: *mut Node, context: *mut c_void) -> bool {
+    // SAFETY: expression_tree_walker() passes on the context that it was given.
+    unsafe { pgrx_extern_c_guard(move || search_at::<T>(node, context)) }
+}
+
+type Replace<'a> = &'a mut dyn FnMut(*mut Node) -> *mut Node;
+
+/// A copy of the tree in which `replace` has been applied to each node after its children.
+///
+/// # Safety
+/// As for [`search`]; `replace` returns the node or another expression of the same type.
+pub unsafe fn rewrite(node: *mut Node, mut replace: Replace<'_>) -> *mut Node {
+    // SAFETY: the context is the one that rewrite_below() expects.
+    unsafe { rewrite_at(node, (&raw mut replace).cast()) }
+}
+
+/// # Safety
+/// `context` is a [`Replace`], alone in use while the rewriting goes on.
+unsafe fn rewrite_at(node: *mut Node, context: *mut c_void) -> *mut Node {
+    if node.is_null() {
+        return node;
+    }
+    // SAFETY: rewrite_below() is the mutator for just this context. A list is copied, but is not a node to replace.
+    unsafe {
+        let copy = expression_tree_mutator(node, rewrite_below, context);
+        if (*copy).type_ == pg_sys::NodeTag::T_List {
+            copy
+        } else {
+            (*context.cast::<Replace<'_>>())(copy)
+        }
+    }
+}
+
+/// What C calls, as [`search_below`].
+unsafe extern "C-unwind" fn rewrite_below(node: *mut Node, context: *mut c_void) -> *mut Node {
+    // SAFETY: expression_tree_mutator() passes on the context that it was given.
+    unsafe { pgrx_extern_c_guard(move || rewrite_at(node, context)) }
+}
+
+/// The functions that evaluating this one node calls: its own, its operator's, those of the types that it converts.
+///
+/// # Safety
+/// `node` is a node of an analyzed expression.
+pub unsafe fn functions_of(node: *mut Node) -> Vec<Oid> {
+    unsafe extern "C-unwind" fn collect(function: Oid, context: *mut c_void) -> bool {
+        // SAFETY: the context is the vector below.
+        unsafe { (*context.cast::<Vec<Oid>>()).push(function) };
+        false
+    }
+    let mut functions: Vec<Oid> = Vec::new();
+    // SAFETY: collect() neither raises nor keeps the context.
+    unsafe { pg_sys::check_functions_in_node(node, Some(collect), (&raw mut functions).cast()) };
+    functions
+}

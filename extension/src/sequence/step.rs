@@ -1,0 +1,137 @@
+//! One step of the sequencer: the transactions that became visible since the last one get their positions.
+
+use pgrx::Spi;
+
+use super::batch::{self, Batch, Newest, noted};
+use super::era;
+use super::order::{self, Snapshot, Transaction, Transactions};
+use crate::guc::RING_MEMBERS;
+use crate::pg::log_tables::{Ring, open_member};
+use crate::pg::relation::Lock;
+use crate::pg::scan::{self, Direction, Key};
+use crate::pg::{snapshot, xact};
+
+/// What the next step goes on from.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The head; 0 before the first batch.
+    pub position: i64,
+    snapshot: Snapshot,
+    resting_interval: i64,
+}
+
+impl State {
+    /// Reads it from the newest batch, as the active snapshot sees it. Call with the sequencing lock held, under a
+    /// snapshot that was taken after it.
+    pub fn load() -> State {
+        batch::newest().map(State::after).unwrap_or_default()
+    }
+
+    fn after(newest: Newest) -> State {
+        let resting_interval = batch::resting_interval(newest.ended_at_us);
+        State {
+            position: newest.position,
+            snapshot: newest.snapshot,
+            resting_interval,
+        }
+    }
+}
+
+/// Whether this step begins an era.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Era {
+    /// It does: the shared memory is new.
+    Begin,
+    /// It does if the newest one is of another history.
+    IfNew,
+    /// It does not.
+    Same,
+}
+
+/// Takes one step under the active snapshot. Call with the sequencing lock held, the lock taken before the snapshot.
+/// Returns the state for the next step; it counts only when the transaction has committed.
+pub fn step(state: &State, era: Era) -> State {
+    let (now, now_datum) = snapshot::active();
+    let transactions = new_transactions(&state.snapshot, &now);
+    let first = match era {
+        Era::Same => None,
+        Era::Begin | Era::IfNew => era::begin_if_new(state.position, era == Era::Begin),
+    };
+    if transactions.is_empty() && first.is_none() {
+        // What `now` sees more than the last batch is not ours: nothing to write.
+        return State {
+            snapshot: now,
+            ..state.clone()
+        };
+    }
+    let ended_at_us = xact::clock_us();
+    let resting_interval = batch::resting_interval(ended_at_us);
+    let batch = Batch {
+        position: first.unwrap_or(state.position) + transactions.len() as i64,
+        snapshot: now_datum,
+        ended_at_us,
+        resting: resting_interval != state.resting_interval || first.is_some(),
+        transactions: &transactions,
+    };
+    batch.write();
+    for (n, transaction) in transactions.iter().enumerate() {
+        carry_out_notes(transaction, batch.position_of(n));
+    }
+    State {
+        position: batch.position,
+        snapshot: now,
+        resting_interval,
+    }
+}
+
+/// The transactions in the log that `now` sees and `before` does not, in order.
+fn new_transactions(before: &Snapshot, now: &Snapshot) -> Vec<Transaction> {
+    let candidates = order::candidates(before, now);
+    let keys: Vec<Key> = (candidates.xids.iter().map(|&xid| Key::xid_is(1, xid)))
+        .chain(candidates.from.map(|xid| Key::xid_from(1, xid)))
+        .collect();
+    let mut found = Transactions::default();
+    if !keys.is_empty() {
+        for member in 0..RING_MEMBERS {
+            collect(member, &keys, &mut found);
+        }
+    }
+    found.in_order()
+}
+
+fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
+    let Some((table, index)) = open_member(Ring::Change, member, Lock::AccessShare) else {
+        return;
+    };
+    for key in keys {
+        scan::scan(&table, index, &[*key], Direction::Forward, |row| {
+            let seq = row.get(3).expect("seq is not null");
+            let relids = row
+                .get::<Vec<Option<pgrx::pg_sys::Oid>>>(4)
+                .unwrap_or_default();
+            let relids: Vec<u32> = relids
+                .into_iter()
+                .flatten()
+                .map(|relid| relid.to_u32())
+                .collect();
+            let notes = row.get::<pgrx::JsonB>(5).map(|notes| notes.0);
+            found.add(row.xid(1), seq, member, &relids, notes);
+            true
+        });
+    }
+}
+
+/// Does what a transaction's notes ask the sequencer for. Rare: it may use SQL.
+fn carry_out_notes(transaction: &Transaction, position: i64) {
+    for relid in noted(transaction, "tracked").filter_map(|relid| relid.as_i64()) {
+        let since = "update shapefeed.tracked set since = $1 where relid = $2::int8::oid";
+        Spi::run_with_args(since, &[position.into(), relid.into()])
+            .expect("table tracked takes it");
+    }
+    for layout in noted(transaction, "layouts") {
+        let insert = "insert into shapefeed.layout (hash, definition)
+                      select (l ->> 'hash')::int8, l -> 'definition' from (values ($1)) x(l) on conflict do nothing";
+        Spi::run_with_args(insert, &[pgrx::JsonB(layout.clone()).into()])
+            .expect("table layout takes it");
+    }
+}

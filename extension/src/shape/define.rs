@@ -1,0 +1,209 @@
+//! From a request to a [`Definition`], or to what is wrong with the request (docs/protocol.md, section 2.1).
+
+use pgrx::JsonB;
+use serde_json::{Value, json};
+
+use super::definition::{Definition, check_rights, identity, key_names, numbers};
+use super::schema_header::schema_header;
+use crate::pg::attempt::attempt;
+use crate::pg::expr::{self, Refused};
+use crate::pg::role::{self, AsRole};
+use crate::pg::table::{self, Column, Found, Table};
+
+type Result<T> = std::result::Result<T, Answer>;
+
+/// Why there is no definition.
+enum Answer {
+    /// The request is wrong in this field.
+    Wrong(&'static str, String),
+    /// The role may not have this shape.
+    Denied(String),
+}
+
+impl Answer {
+    fn into_json(self) -> Value {
+        match self {
+            Answer::Wrong(field, text) => json!({"errors": {field: [text]}}),
+            Answer::Denied(text) => json!({"denied": text}),
+        }
+    }
+}
+
+struct Request {
+    relation: Vec<String>,
+    clause: Option<String>,
+    params: Vec<Option<String>>,
+    columns: Option<Vec<String>>,
+    replica: String,
+    log: String,
+    role: Option<String>,
+}
+
+/// `shapefeed._define`: the definition of the shape that is asked for, or what is wrong with the request.
+#[pgrx::pg_extern(sql = false)]
+fn _define(
+    relation: Vec<String>,
+    clause: Option<String>,
+    params: Option<Vec<Option<String>>>,
+    columns: Option<Vec<String>>,
+    replica: String,
+    log: String,
+    role: Option<String>,
+) -> JsonB {
+    let request = Request {
+        relation,
+        clause,
+        params: params.unwrap_or_default(),
+        columns,
+        replica,
+        log,
+        role,
+    };
+    JsonB(match define(request) {
+        Ok(definition) => json!(definition),
+        Err(answer) => answer.into_json(),
+    })
+}
+
+fn define(request: Request) -> Result<Definition> {
+    let replica = serde_json::from_value(json!(request.replica))
+        .map_err(|_| Answer::Wrong("replica", "is invalid".into()))?;
+    let log = serde_json::from_value(json!(request.log))
+        .map_err(|_| Answer::Wrong("log", "is invalid".into()))?;
+    let role = request.role.unwrap_or_else(role::current);
+    let guard = AsRole::enter(&role).map_err(|error| Answer::Denied(error.to_string()))?;
+    let table = find_table(&request.relation)?;
+    let selected = select_columns(&table, request.columns.as_deref())?;
+    let (where_text, where_columns) =
+        read_clause(&table, request.clause.as_deref(), &request.params)?;
+    let read = [
+        numbers(selected.iter().copied()),
+        where_columns,
+        identity(&table),
+    ]
+    .concat();
+    check_rights(&table, read).map_err(Answer::Denied)?;
+    drop(guard);
+
+    let mut definition = Definition {
+        relid: table.relid.to_u32(),
+        where_text,
+        columns: selected.iter().map(|column| column.name.clone()).collect(),
+        all_columns: request.columns.is_none(),
+        replica,
+        log,
+        role,
+        hash: String::new(),
+        key: key_names(&table),
+        relids: table.relids.iter().map(|relid| relid.to_u32()).collect(),
+        schema_header: schema_header(selected.into_iter(), &table.key),
+        tracked: table::is_tracked(table.relid),
+        schema: table.schema,
+        table: table.name,
+    };
+    definition.hash = definition.digest();
+    Ok(definition)
+}
+
+fn find_table(relation: &[String]) -> Result<Table> {
+    let [schema, name] = relation else {
+        return Err(Answer::Wrong(
+            "table",
+            "a schema and a table are expected".into(),
+        ));
+    };
+    let wrong = |text: String| Err(Answer::Wrong("table", text));
+    match attempt(|| table::find(schema, name)) {
+        Ok(Found::Table(table)) => Ok(table),
+        Ok(Found::Missing) => wrong(format!(
+            "Table \"{schema}\".\"{name}\" does not exist. If the table name contains capitals or special characters \
+             you must quote it."
+        )),
+        Ok(Found::Refused(why)) => wrong(format!(
+            "Table \"{schema}\".\"{name}\" {why}, no shape can be made of it."
+        )),
+        Err(error) => Err(Answer::Denied(error.message)),
+    }
+}
+
+/// The columns that are asked for, in the table's order.
+fn select_columns<'t>(table: &'t Table, names: Option<&[String]>) -> Result<Vec<&'t Column>> {
+    let asked = |name: &String| names.is_none_or(|names| names.contains(name));
+    let wrong = |text: String, columns: Vec<String>, hint: &str| {
+        if columns.is_empty() {
+            Ok(())
+        } else {
+            Err(Answer::Wrong("columns", text + &columns.join(", ") + hint))
+        }
+    };
+    let missing = key_names(table)
+        .into_iter()
+        .filter(|name| !asked(name))
+        .collect();
+    wrong(
+        "The list of columns must include all primary key columns, missing: ".into(),
+        missing,
+        "",
+    )?;
+    let exists = |name: &&String| table.columns.iter().any(|column| column.name == **name);
+    let unknown = names
+        .unwrap_or_default()
+        .iter()
+        .filter(|name| !exists(name))
+        .cloned()
+        .collect();
+    wrong(
+        "The following columns are not found on the table: ".into(),
+        unknown,
+        "",
+    )?;
+
+    let selected: Vec<_> = table
+        .columns
+        .iter()
+        .filter(|column| asked(&column.name))
+        .collect();
+    let computed = selected
+        .iter()
+        .filter(|column| column.computed_on_read)
+        .map(|column| column.name.clone())
+        .collect();
+    let hint = match names {
+        Some(_) => "",
+        None => {
+            ". You can exclude them from the shape by explicitly listing which columns to fetch in the 'columns' query \
+             param"
+        }
+    };
+    wrong(
+        "The following columns are generated and cannot be included in the shape: ".into(),
+        computed,
+        hint,
+    )?;
+    Ok(selected)
+}
+
+/// The canonical text of a where clause and the columns that it reads.
+fn read_clause(
+    table: &Table,
+    clause: Option<&str>,
+    params: &[Option<String>],
+) -> Result<(Option<String>, Vec<i16>)> {
+    let Some(clause) = clause else {
+        return Ok((None, vec![]));
+    };
+    let wrong = |Refused(text)| Answer::Wrong("where", text);
+    let given = expr::analyze(table.relid, clause, params).map_err(wrong)?;
+    let Some(text) = given.text else {
+        return Ok((None, given.named_columns));
+    };
+    // What other functions are given is this text: it must be read back as what it was written from.
+    let again = expr::analyze(table.relid, &text, &[]).map_err(wrong)?;
+    if again.text.as_ref() != Some(&text) {
+        return Err(Answer::Wrong(
+            "where",
+            format!("the clause has no canonical form: {text}"),
+        ));
+    }
+    Ok((Some(text), given.named_columns))
+}

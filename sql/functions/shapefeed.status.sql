@@ -1,0 +1,30 @@
+-- For people.
+
+create view shapefeed.tracked_tables as
+  select t.relid::regclass as "table", t.since is not null as ready, t.since as since_position, t.tracked_at,
+         cardinality(t.partitions) - 1 as partitions
+  from shapefeed.tracked t;
+
+-- The state of the feed, one row. `pending` transactions wrote the log and have no position yet.
+create view shapefeed.status as
+  with newest as (
+    select position, snapshot, ended_at from shapefeed.batch order by position desc limit 1
+  ), waiting as (
+    select count(distinct c.xid) as transactions
+    from shapefeed.change c
+    where c.xid >= coalesce((select pg_snapshot_xmin(snapshot) from newest), '0')
+      and not pg_visible_in_snapshot(c.xid, (select snapshot from newest))
+  )
+  select n.position as head,
+         n.ended_at as head_at,
+         w.transactions as pending,
+         case when w.transactions > 0 then clock_timestamp() - n.ended_at else interval '0' end as lag,
+         case when pg_is_in_recovery() then 'standby: positions come from the primary'
+              when not s.preloaded then 'not preloaded: call shapefeed.sequence(), or add shapefeed to shared_preload_libraries'
+              when s.worker_pid is null then 'no worker: see the server log'
+              else 'running' end as worker,
+         s.worker_pid,
+         (select count(*) from shapefeed.tracked) as tracked_tables,
+         (select sum(pg_total_relation_size(c.oid)) from pg_class c
+          where c.relnamespace = 'shapefeed'::regnamespace and c.relkind = 'r')::int8 as disk_bytes
+  from shapefeed._server() s cross join waiting w left join newest n on true;
