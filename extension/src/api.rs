@@ -23,6 +23,13 @@ fn untrack_once(table: Oid) {
     track::untrack(table.to_u32()).or_raise();
 }
 
+/// Ends every shape on a table: `shapefeed._rotate_owned`.
+#[pg_extern(sql = false)]
+fn rotate_once(table: Oid) {
+    xact::require_writable(c"shapefeed.rotate()");
+    track::rotate(table.to_u32()).or_raise();
+}
+
 /// The session is inside a transaction block: `shapefeed._in_transaction_block`.
 #[pg_extern(sql = false)]
 fn in_transaction_block() -> bool {
@@ -50,11 +57,26 @@ fn note(note: JsonB) {
 
 /// State of this server: `shapefeed._server`.
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity, reason = "the macro wants the row type spelled out")]
-fn server() -> pgrx::iter::TableIterator<'static, (name!(preloaded, bool), name!(worker_pid, Option<i32>), name!(head, Option<i64>))> {
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
+fn server() -> pgrx::iter::TableIterator<
+    'static,
+    (
+        name!(preloaded, bool),
+        name!(worker_pid, Option<i32>),
+        name!(head, Option<i64>),
+    ),
+> {
     let slot = shmem::existing_slot(database::current());
-    let pid = slot.map(|slot| slot.worker_pid()).filter(|&pid| pid != 0).map(|pid| pid as i32);
-    let head = slot.map(|slot| slot.head.load(std::sync::atomic::Ordering::Acquire)).filter(|&head| head != 0);
+    let pid = slot
+        .map(|slot| slot.worker_pid())
+        .filter(|&pid| pid != 0)
+        .map(|pid| pid as i32);
+    let head = slot
+        .map(|slot| slot.head.load(std::sync::atomic::Ordering::Acquire))
+        .filter(|&head| head != 0);
     pgrx::iter::TableIterator::once((shmem::preloaded(), pid, head))
 }
 
@@ -77,18 +99,31 @@ pub fn sequence(call: &Call) {
     }
     if !xact::is_read_committed() {
         let message = "shapefeed.sequence() needs the isolation level READ COMMITTED";
-        Error::Sql(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, message.into(), "Set it for the session.").raise();
+        Error::Sql(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            message.into(),
+            "Set it for the session.",
+        )
+        .raise();
     }
     let extension = relation::our_extension().unwrap_or(Oid::INVALID);
     if !database::owns_extension(extension) {
         let message = "only the owner of extension shapefeed may sequence";
-        Error::Sql(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message.into(), "").raise();
+        Error::Sql(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            message.into(),
+            "",
+        )
+        .raise();
     }
     sequence::worker::step_in_session(extension).or_raise();
 }
 
 fn refuse(what: &str) -> Error {
     let message = format!("{what} cannot run inside a transaction block or a function");
-    Error::Sql(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, message, "CALL it by a statement of its own.")
+    Error::Sql(
+        PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+        message,
+        "CALL it by a statement of its own.",
+    )
 }
-

@@ -1,7 +1,7 @@
 //! Every error that shapefeed raises, with its SQLSTATE. Messages follow Postgres' style guide.
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::panic::ErrorReport;
 
 /// What went wrong, as the caller can act on it.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +42,18 @@ impl Error {
             Error::Unsupported(..) => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::Sql(code, ..) => *code,
             Error::Corrupt(_) => PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
-            Error::MustRefetch(_) => crate::pg::error::raise_custom(b"SF409", &self.to_string(), hint),
+            Error::MustRefetch(_) => {
+                crate::pg::error::raise_custom(b"SF409", &self.to_string(), hint)
+            }
             Error::NotYet(_) => crate::pg::error::raise_custom(b"SF425", &self.to_string(), hint),
             Error::TryAgain(_) => crate::pg::error::raise_custom(b"SF503", &self.to_string(), hint),
         };
         let report = ErrorReport::new(code, self.to_string(), "shapefeed");
-        let report = if hint.is_empty() { report } else { report.set_hint(hint) };
+        let report = if hint.is_empty() {
+            report
+        } else {
+            report.set_hint(hint)
+        };
         report.report(pgrx::PgLogLevel::ERROR);
         unreachable!("an error report of level ERROR does not return")
     }
@@ -64,4 +70,3 @@ impl<T> OrRaise<T> for Result<T> {
         self.unwrap_or_else(|error| error.raise())
     }
 }
-

@@ -8,8 +8,10 @@ static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(8192);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);
-static SEARCH_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_catalog, public"));
-static ALLOWED_FUNCTIONS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static SEARCH_PATH: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"pg_catalog, public"));
+static ALLOWED_FUNCTIONS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c""));
 static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// Tells Postgres about the settings. `preloading` is true while the postmaster loads libraries.
@@ -127,9 +129,16 @@ pub fn databases() -> Vec<String> {
 }
 
 fn text(setting: &GucSetting<Option<CString>>) -> String {
-    setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+    setting
+        .get()
+        .map(|value| value.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
-    text(setting).split(',').map(|item| item.trim().to_string()).filter(|item| !item.is_empty()).collect()
+    text(setting)
+        .split(',')
+        .map(|item| item.trim().to_string())
+        .filter(|item| !item.is_empty())
+        .collect()
 }

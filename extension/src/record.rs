@@ -76,7 +76,11 @@ pub struct Image<'a> {
 impl<'a> Image<'a> {
     /// An image without copied out-of-line values.
     pub fn new(tid: Tid, bytes: &'a [u8]) -> Self {
-        Image { tid, bytes, copied: &[] }
+        Image {
+            tid,
+            bytes,
+            copied: &[],
+        }
     }
 
     /// `(attnum, toast value id)` of each value that was out of line and is copied into this old image.
@@ -170,15 +174,20 @@ impl<'a> Records<'a> {
     }
 
     fn u32(&mut self) -> Result<u32, Corrupt> {
-        self.take(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        self.take(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
     fn u64(&mut self) -> Result<u64, Corrupt> {
-        self.take(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes were taken")))
+        self.take(8)
+            .map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes were taken")))
     }
 
     fn image(&mut self) -> Result<Image<'a>, Corrupt> {
-        let tid = Tid { block: self.u32()?, offset: self.u16()? };
+        let tid = Tid {
+            block: self.u32()?,
+            offset: self.u16()?,
+        };
         let length = self.u32()? as usize;
         Ok(Image::new(tid, self.take(length)?))
     }
@@ -186,7 +195,10 @@ impl<'a> Records<'a> {
     fn old_image(&mut self) -> Result<Image<'a>, Corrupt> {
         let image = self.image()?;
         let copied = self.u16()? as usize;
-        Ok(Image { copied: self.take(copied * 6)?, ..image })
+        Ok(Image {
+            copied: self.take(copied * 6)?,
+            ..image
+        })
     }
 
     fn record(&mut self) -> Result<Record<'a>, Corrupt> {
@@ -194,9 +206,23 @@ impl<'a> Records<'a> {
         let kind = Kind::from_byte(byte).ok_or(Corrupt::Kind(byte))?;
         let relid = self.u32()?;
         let layout = self.u64()?;
-        let old = if kind.has_old() { Some(self.old_image()?) } else { None };
-        let new = if kind.has_new() { Some(self.image()?) } else { None };
-        Ok(Record { kind, relid, layout, old, new })
+        let old = if kind.has_old() {
+            Some(self.old_image()?)
+        } else {
+            None
+        };
+        let new = if kind.has_new() {
+            Some(self.image()?)
+        } else {
+            None
+        };
+        Ok(Record {
+            kind,
+            relid,
+            layout,
+            old,
+            new,
+        })
     }
 }
 
@@ -219,8 +245,14 @@ impl<'a> Iterator for Records<'a> {
 mod tests {
     use super::*;
 
-    const A: Tid = Tid { block: 7, offset: 3 };
-    const B: Tid = Tid { block: 7, offset: 4 };
+    const A: Tid = Tid {
+        block: 7,
+        offset: 3,
+    };
+    const B: Tid = Tid {
+        block: 7,
+        offset: 4,
+    };
 
     fn chunk() -> Vec<u8> {
         let mut out = vec![FORMAT_VERSION];
@@ -244,7 +276,10 @@ mod tests {
             [Kind::Insert, Kind::Update, Kind::Delete, Kind::Truncate]
         );
         assert_eq!(all[0].new.unwrap().bytes, b"abc");
-        assert_eq!(all[1].old.unwrap().copied().collect::<Vec<_>>(), [(2, 70000)]);
+        assert_eq!(
+            all[1].old.unwrap().copied().collect::<Vec<_>>(),
+            [(2, 70000)]
+        );
         assert_eq!(all[1].new.unwrap().tid, B);
         assert_eq!((all[2].relid, all[2].layout), (16385, 98));
         assert!(all[3].old.is_none() && all[3].new.is_none());
@@ -260,6 +295,9 @@ mod tests {
         }
         assert_eq!(records(&[]).err(), Some(Corrupt::Short));
         assert_eq!(records(&[9]).err(), Some(Corrupt::Version(9)));
-        assert_eq!(records(&[FORMAT_VERSION, b'x']).unwrap().next(), Some(Err(Corrupt::Kind(b'x'))));
+        assert_eq!(
+            records(&[FORMAT_VERSION, b'x']).unwrap().next(),
+            Some(Err(Corrupt::Kind(b'x')))
+        );
     }
 }

@@ -43,7 +43,12 @@ pub struct Buffer<S> {
 
 impl<S> Default for Buffer<S> {
     fn default() -> Self {
-        Buffer { memory: Vec::new(), file: None, file_bytes: 0, starts: Vec::new() }
+        Buffer {
+            memory: Vec::new(),
+            file: None,
+            file_bytes: 0,
+            starts: Vec::new(),
+        }
     }
 }
 
@@ -64,7 +69,11 @@ impl<S: Spill> Buffer<S> {
 
     /// Adds the entry that `write` writes, for a subtransaction.
     pub fn append(&mut self, subtransaction: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.starts.last().is_none_or(|&(newest, _)| newest < subtransaction) {
+        if self
+            .starts
+            .last()
+            .is_none_or(|&(newest, _)| newest < subtransaction)
+        {
             self.starts.push((subtransaction, self.end()));
         }
         let start = self.memory.len();
@@ -77,7 +86,9 @@ impl<S: Spill> Buffer<S> {
     /// Removes what `subtransaction` and later ones added.
     pub fn drop_from(&mut self, subtransaction: u32) {
         let kept = self.starts.partition_point(|&(id, _)| id < subtransaction);
-        let Some(&(_, place)) = self.starts.get(kept) else { return };
+        let Some(&(_, place)) = self.starts.get(kept) else {
+            return;
+        };
         self.starts.truncate(kept);
         if place >= self.file_bytes {
             self.memory.truncate((place - self.file_bytes) as usize);

@@ -23,8 +23,15 @@ pub struct Flushed {
 }
 
 /// Writes all of `buffer`, after what `before` says was written already.
-pub fn flush<S: Spill>(buffer: &mut Buffer<S>, before: Option<Flushed>, layouts: &[(u64, Layout)]) -> Flushed {
-    let flushed = before.unwrap_or_else(|| Flushed { member: ring_member(), chunks: 0 });
+pub fn flush<S: Spill>(
+    buffer: &mut Buffer<S>,
+    before: Option<Flushed>,
+    layouts: &[(u64, Layout)],
+) -> Flushed {
+    let flushed = before.unwrap_or_else(|| Flushed {
+        member: ring_member(),
+        chunks: 0,
+    });
     xact::with_transaction_snapshot(|| match ChangeWriter::open(flushed.member) {
         Some(writer) => Packer::new(writer, flushed, layouts).pack(buffer),
         None => {
@@ -102,13 +109,24 @@ impl Packer {
     }
 
     fn note(&mut self, note: &[u8]) {
-        let Ok(Value::Object(note)) = serde_json::from_slice(note) else { return };
+        let Ok(Value::Object(note)) = serde_json::from_slice(note) else {
+            return;
+        };
         for (key, values) in note {
-            let Value::Array(values) = values else { continue };
-            for relid in values.iter().filter_map(|value| value.get("relid").unwrap_or(value).as_u64()) {
+            let Value::Array(values) = values else {
+                continue;
+            };
+            for relid in values
+                .iter()
+                .filter_map(|value| value.get("relid").unwrap_or(value).as_u64())
+            {
                 self.name(relid as u32);
             }
-            match self.notes.entry(key).or_insert_with(|| Value::Array(Vec::new())) {
+            match self
+                .notes
+                .entry(key)
+                .or_insert_with(|| Value::Array(Vec::new()))
+            {
                 Value::Array(all) => all.extend(values),
                 _ => unreachable!("notes hold arrays only"),
             }

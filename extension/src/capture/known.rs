@@ -52,15 +52,34 @@ fn look_up(facts: Facts) -> Known {
     let layout = Layout::from(facts);
     let hash = layout.hash();
     let announced = xact::with_latest_snapshot(|| layout::load(hash).is_some());
-    Known { relid, layout: hash, relids, unannounced: (!announced).then_some(layout) }
+    Known {
+        relid,
+        layout: hash,
+        relids,
+        unannounced: (!announced).then_some(layout),
+    }
 }
 
 /// A transaction that carried these layouts has committed: readers know them now.
 pub fn announced(hashes: &[u64]) {
     CACHE.with_borrow_mut(|cache| {
-        for known in cache.tables.values_mut().filter(|known| hashes.contains(&known.layout)) {
-            let Known { relid, layout, relids, .. } = &**known;
-            *known = Rc::new(Known { relid: *relid, layout: *layout, relids: relids.clone(), unannounced: None });
+        for known in cache
+            .tables
+            .values_mut()
+            .filter(|known| hashes.contains(&known.layout))
+        {
+            let Known {
+                relid,
+                layout,
+                relids,
+                ..
+            } = &**known;
+            *known = Rc::new(Known {
+                relid: *relid,
+                layout: *layout,
+                relids: relids.clone(),
+                unannounced: None,
+            });
         }
     });
 }
@@ -80,6 +99,8 @@ pub fn forget(relid: u32) {
 pub fn relids(relid: u32) -> Vec<u32> {
     match by_relid(relid) {
         Some(known) => known.relids.clone(),
-        None => std::iter::once(relid).chain(relation::ancestors(relid)).collect(),
+        None => std::iter::once(relid)
+            .chain(relation::ancestors(relid))
+            .collect(),
     }
 }

@@ -22,8 +22,21 @@ pub struct Layout {
 
 impl From<Facts> for Layout {
     fn from(facts: Facts) -> Layout {
-        let Facts { relid, schema, name, toast, attributes, .. } = facts;
-        Layout { relid, schema, table: name, toast, attributes }
+        let Facts {
+            relid,
+            schema,
+            name,
+            toast,
+            attributes,
+            ..
+        } = facts;
+        Layout {
+            relid,
+            schema,
+            table: name,
+            toast,
+            attributes,
+        }
     }
 }
 
@@ -45,7 +58,9 @@ impl Layout {
         self.relid == current.relid
             && same_toast
             && self.attributes.iter().enumerate().all(|(i, old)| {
-                let Some(now) = current.attributes.get(i) else { return false };
+                let Some(now) = current.attributes.get(i) else {
+                    return false;
+                };
                 now.dropped || (!old.dropped && now.type_oid == old.type_oid)
             })
     }
@@ -54,9 +69,14 @@ impl Layout {
     pub fn continues_as(&self, current: &Layout) -> bool {
         self.decodes_with(current)
             && (&self.schema, &self.table) == (&current.schema, &current.table)
-            && self.attributes.iter().zip(&current.attributes).all(|(old, now)| {
-                old.dropped || (!now.dropped && old.name == now.name && old.typmod == now.typmod)
-            })
+            && self
+                .attributes
+                .iter()
+                .zip(&current.attributes)
+                .all(|(old, now)| {
+                    old.dropped
+                        || (!now.dropped && old.name == now.name && old.typmod == now.typmod)
+                })
     }
 }
 
@@ -76,10 +96,18 @@ pub fn load(hash: u64) -> Option<Layout> {
     let table = Relation::open(relation_oid(namespace, "layout")?, Lock::AccessShare)?;
     let index = relation_oid(namespace, "layout_pkey")?;
     let mut found = None;
-    scan::scan(&table, index, &[Key::int8_is(1, hash as i64)], Direction::Forward, |row| {
-        found = row.get::<pgrx::JsonB>(2).and_then(|definition| serde_json::from_value(definition.0).ok());
-        false
-    });
+    scan::scan(
+        &table,
+        index,
+        &[Key::int8_is(1, hash as i64)],
+        Direction::Forward,
+        |row| {
+            found = row
+                .get::<pgrx::JsonB>(2)
+                .and_then(|definition| serde_json::from_value(definition.0).ok());
+            false
+        },
+    );
     found
 }
 
@@ -88,17 +116,36 @@ mod tests {
     use super::*;
 
     fn column(num: i16, name: &str, type_oid: u32) -> Attribute {
-        Attribute { num, name: name.into(), type_oid, typmod: -1, len: 4, byval: true, align: 'i', dropped: false }
+        Attribute {
+            num,
+            name: name.into(),
+            type_oid,
+            typmod: -1,
+            len: 4,
+            byval: true,
+            align: 'i',
+            dropped: false,
+        }
     }
 
     fn layout(attributes: Vec<Attribute>) -> Layout {
-        Layout { relid: 1, schema: "public".into(), table: "t".into(), toast: 0, attributes }
+        Layout {
+            relid: 1,
+            schema: "public".into(),
+            table: "t".into(),
+            toast: 0,
+            attributes,
+        }
     }
 
     #[test]
     fn what_a_layout_may_become() {
         let old = layout(vec![column(1, "id", 23), column(2, "n", 23)]);
-        let added = layout(vec![column(1, "id", 23), column(2, "n", 23), column(3, "x", 25)]);
+        let added = layout(vec![
+            column(1, "id", 23),
+            column(2, "n", 23),
+            column(3, "x", 25),
+        ]);
         assert!(old.continues_as(&added) && old.decodes_with(&added));
         assert!(!added.decodes_with(&old));
 
@@ -106,7 +153,12 @@ mod tests {
         assert!(old.decodes_with(&renamed) && !old.continues_as(&renamed));
 
         let mut dropped = old.clone();
-        dropped.attributes[1] = Attribute { dropped: true, type_oid: 0, name: "...".into(), ..column(2, "", 0) };
+        dropped.attributes[1] = Attribute {
+            dropped: true,
+            type_oid: 0,
+            name: "...".into(),
+            ..column(2, "", 0)
+        };
         assert!(old.decodes_with(&dropped) && !old.continues_as(&dropped));
         assert!(dropped.continues_as(&dropped));
 

@@ -96,7 +96,10 @@ fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) {
 }
 
 fn end_note(relids: &[u32], reason: &str) -> serde_json::Value {
-    let ends: Vec<_> = relids.iter().map(|relid| serde_json::json!({ "relid": relid, "reason": reason })).collect();
+    let ends: Vec<_> = relids
+        .iter()
+        .map(|relid| serde_json::json!({ "relid": relid, "reason": reason }))
+        .collect();
     serde_json::json!({ "ends": ends })
 }
 
@@ -105,7 +108,11 @@ pub fn write_log() {
     let mut capture = CAPTURE.take();
     if !capture.buffer.is_empty() {
         // An error in here aborts the transaction, and with it what was captured.
-        let layouts = if capture.flushed.is_none() { &capture.layouts[..] } else { &[] };
+        let layouts = if capture.flushed.is_none() {
+            &capture.layouts[..]
+        } else {
+            &[]
+        };
         capture.flushed = Some(flush::flush(&mut capture.buffer, capture.flushed, layouts));
         if let Some(file) = std::mem::take(&mut capture.buffer).into_file() {
             file.close();
@@ -123,9 +130,17 @@ pub fn roll_back_to(subtransaction: u32) {
 pub fn end_transaction(committed: bool) -> bool {
     let ended = CAPTURE.take();
     if committed {
-        known::announced(&ended.layouts.iter().map(|(hash, _)| *hash).collect::<Vec<_>>());
+        known::announced(
+            &ended
+                .layouts
+                .iter()
+                .map(|(hash, _)| *hash)
+                .collect::<Vec<_>>(),
+        );
         if !ended.buffer.is_empty() {
-            pgrx::warning!("shapefeed lost changes that were captured after the last moment to write them");
+            pgrx::warning!(
+                "shapefeed lost changes that were captured after the last moment to write them"
+            );
         }
     }
     if let Some(file) = ended.buffer.into_file() {

@@ -28,12 +28,22 @@ struct Tracked {
 /// lock_timeout says.
 pub fn track(relid: u32) -> Result<()> {
     // Closed again at once, its lock kept: ALTER TABLE wants nobody to have it open.
-    let Some(facts) = Relation::open(Oid::from_u32(relid), Lock::ShareRowExclusive).map(|table| table.facts()) else {
-        return Err(Error::Sql(Code::ERRCODE_UNDEFINED_TABLE, format!("there is no table with oid {relid}"), ""));
+    let Some(facts) =
+        Relation::open(Oid::from_u32(relid), Lock::ShareRowExclusive).map(|table| table.facts())
+    else {
+        return Err(Error::Sql(
+            Code::ERRCODE_UNDEFINED_TABLE,
+            format!("there is no table with oid {relid}"),
+            "",
+        ));
     };
     check_trackable(&facts)?;
     let partitions = relation::inheritors(relid);
-    let partitions = if facts.kind == 'p' { partitions } else { vec![relid] };
+    let partitions = if facts.kind == 'p' {
+        partitions
+    } else {
+        vec![relid]
+    };
     for &partition in &partitions {
         check_partition(&facts, partition)?;
     }
@@ -50,14 +60,22 @@ pub fn track(relid: u32) -> Result<()> {
 
 fn check_trackable(facts: &Facts) -> Result<()> {
     let name = format!("{}.{}", facts.schema, facts.name);
-    let refuse = |what: &str, hint| Err(Error::Unsupported(format!("{what} \"{name}\" cannot be tracked"), hint));
+    let refuse = |what: &str, hint| {
+        Err(Error::Unsupported(
+            format!("{what} \"{name}\" cannot be tracked"),
+            hint,
+        ))
+    };
     match facts.kind {
         'r' | 'p' => {}
         'v' | 'm' => return refuse("view", "Track the tables that it reads."),
         'f' => return refuse("foreign table", "Track it on the server where it is."),
         _ => return refuse("relation", "Only tables can be tracked."),
     }
-    if facts.relid < FIRST_NORMAL_OID || facts.schema == "pg_catalog" || facts.schema == "information_schema" {
+    if facts.relid < FIRST_NORMAL_OID
+        || facts.schema == "pg_catalog"
+        || facts.schema == "information_schema"
+    {
         return refuse("system catalog", "Only user tables can be tracked.");
     }
     if facts.schema == "shapefeed" {
@@ -65,11 +83,13 @@ fn check_trackable(facts: &Facts) -> Result<()> {
     }
     check_persistence(facts)?;
     if !owner::owns_relation(facts.relid) {
-        let message = format!("must be owner of table {}", facts.name);
-        return Err(Error::Sql(Code::ERRCODE_INSUFFICIENT_PRIVILEGE, message, "Tracking adds triggers to the table."));
+        return Err(not_owner(facts.relid));
     }
     if owner::row_security_applies(facts.relid) {
-        return refuse("table with row-level security", "Row-level security that applies to the caller is not supported yet.");
+        return refuse(
+            "table with row-level security",
+            "Row-level security that applies to the caller is not supported yet.",
+        );
     }
     Ok(())
 }
@@ -81,7 +101,13 @@ fn check_persistence(facts: &Facts) -> Result<()> {
         _ => return Ok(()),
     };
     let hint = "Its rows do not survive a crash or are not for others to see.";
-    Err(Error::Unsupported(format!("{what} table \"{}.{}\" cannot be tracked", facts.schema, facts.name), hint))
+    Err(Error::Unsupported(
+        format!(
+            "{what} table \"{}.{}\" cannot be tracked",
+            facts.schema, facts.name
+        ),
+        hint,
+    ))
 }
 
 fn check_partition(root: &Facts, partition: u32) -> Result<()> {
@@ -89,18 +115,34 @@ fn check_partition(root: &Facts, partition: u32) -> Result<()> {
         return Ok(());
     }
     let opened = Relation::open(Oid::from_u32(partition), Lock::ShareRowExclusive);
-    let Some(facts) = opened.map(|table| table.facts()) else { return Ok(()) };
+    let Some(facts) = opened.map(|table| table.facts()) else {
+        return Ok(());
+    };
     if facts.kind == 'f' {
-        let message = format!("table \"{}.{}\" cannot be tracked: partition \"{}\" is a foreign table", root.schema, root.name, facts.name);
-        return Err(Error::Unsupported(message, "Detach the foreign partition first."));
+        let message = format!(
+            "table \"{}.{}\" cannot be tracked: partition \"{}\" is a foreign table",
+            root.schema, root.name, facts.name
+        );
+        return Err(Error::Unsupported(
+            message,
+            "Detach the foreign partition first.",
+        ));
     }
     check_persistence(&facts)
 }
 
 fn install_triggers(root: u32, partitions: &[u32]) {
     if !has_trigger(root, ROW_TRIGGER) {
-        run_on(root, &format!("create trigger {ROW_TRIGGER} after insert or update or delete on %s for each row execute function shapefeed.capture()"));
-        run_on(root, &format!("alter trigger {ROW_TRIGGER} on %s depends on extension shapefeed"));
+        run_on(
+            root,
+            &format!(
+                "create trigger {ROW_TRIGGER} after insert or update or delete on %s for each row execute function shapefeed.capture()"
+            ),
+        );
+        run_on(
+            root,
+            &format!("alter trigger {ROW_TRIGGER} on %s depends on extension shapefeed"),
+        );
     }
     for &partition in partitions {
         install_on_partition(partition);
@@ -109,26 +151,47 @@ fn install_triggers(root: u32, partitions: &[u32]) {
 
 fn install_on_partition(partition: u32) {
     if !has_trigger(partition, TRUNCATE_TRIGGER) {
-        run_on(partition, &format!("create trigger {TRUNCATE_TRIGGER} after truncate on %s for each statement execute function shapefeed.capture()"));
-        run_on(partition, &format!("alter trigger {TRUNCATE_TRIGGER} on %s depends on extension shapefeed"));
+        run_on(
+            partition,
+            &format!(
+                "create trigger {TRUNCATE_TRIGGER} after truncate on %s for each statement execute function shapefeed.capture()"
+            ),
+        );
+        run_on(
+            partition,
+            &format!("alter trigger {TRUNCATE_TRIGGER} on %s depends on extension shapefeed"),
+        );
     }
     for trigger in [ROW_TRIGGER, TRUNCATE_TRIGGER] {
         if !is_always(partition, trigger) {
-            run_on(partition, &format!("alter table only %s enable always trigger {trigger}"));
+            run_on(
+                partition,
+                &format!("alter table only %s enable always trigger {trigger}"),
+            );
         }
     }
 }
 
 fn has_trigger(relid: u32, trigger: &str) -> bool {
-    ask("select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2)", relid, trigger)
+    ask(
+        "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2)",
+        relid,
+        trigger,
+    )
 }
 
 fn is_always(relid: u32, trigger: &str) -> bool {
-    ask("select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgenabled = 'A')", relid, trigger)
+    ask(
+        "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgenabled = 'A')",
+        relid,
+        trigger,
+    )
 }
 
 fn ask(query: &str, relid: u32, trigger: &str) -> bool {
-    Spi::get_one_with_args::<bool>(query, &[oid(relid), trigger.into()]).expect("the catalog can be read") == Some(true)
+    Spi::get_one_with_args::<bool>(query, &[oid(relid), trigger.into()])
+        .expect("the catalog can be read")
+        == Some(true)
 }
 
 fn oid(relid: u32) -> DatumWithOid<'static> {
@@ -137,41 +200,55 @@ fn oid(relid: u32) -> DatumWithOid<'static> {
 
 /// Runs a command with `%s` replaced by the quoted name of a table.
 fn run_on(relid: u32, command: &str) {
-    let name = "select pg_catalog.format('%I.%I', n.nspname, c.relname)
-                from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1";
-    let name = Spi::get_one_with_args::<String>(name, &[oid(relid)]).expect("the catalog can be read");
-    let command = command.replace("%s", &name.expect("the table is locked, so it is there"));
+    let command = command.replace("%s", &relation::quoted_name(relid));
     Spi::run(&command).expect("errors are raised");
 }
 
 fn as_owner<T>(f: impl FnOnce() -> T) -> T {
-    let owner = Spi::get_one::<Oid>("select extowner from pg_catalog.pg_extension where extname = 'shapefeed'");
-    let owner = owner.ok().flatten().expect("the extension is there: its function runs");
+    let owner = Spi::get_one::<Oid>(
+        "select extowner from pg_catalog.pg_extension where extname = 'shapefeed'",
+    );
+    let owner = owner
+        .ok()
+        .flatten()
+        .expect("the extension is there: its function runs");
     owner::run_as(owner.to_u32(), f)
 }
 
 fn find(relid: u32) -> Option<Tracked> {
     Spi::connect(|client| {
         let query = "select layout, partitions from shapefeed.tracked where relid = $1";
-        let rows = client.select(query, Some(1), &[oid(relid)]).expect("table tracked can be read");
+        let rows = client
+            .select(query, Some(1), &[oid(relid)])
+            .expect("table tracked can be read");
         if rows.is_empty() {
             return None;
         }
         let row = rows.first();
         let layout: i64 = row.get(1).ok().flatten().expect("layout is not null");
         let partitions: Vec<Oid> = row.get(2).ok().flatten().expect("partitions is not null");
-        Some(Tracked { relid, layout: layout as u64, partitions: partitions.into_iter().map(|oid| oid.to_u32()).collect() })
+        Some(Tracked {
+            relid,
+            layout: layout as u64,
+            partitions: partitions.into_iter().map(|oid| oid.to_u32()).collect(),
+        })
     })
 }
 
 fn save(layout: &Layout, partitions: &[u32], new: bool) {
     save_layout(layout);
-    for &partition in partitions.iter().filter(|&&partition| partition != layout.relid) {
+    for &partition in partitions
+        .iter()
+        .filter(|&&partition| partition != layout.relid)
+    {
         if let Some(table) = Relation::open(Oid::from_u32(partition), Lock::AccessShare) {
             save_layout(&super::layout::current(&table));
         }
     }
-    let partitions: Vec<Oid> = partitions.iter().map(|&relid| Oid::from_u32(relid)).collect();
+    let partitions: Vec<Oid> = partitions
+        .iter()
+        .map(|&relid| Oid::from_u32(relid))
+        .collect();
     Spi::run_with_args(
         "insert into shapefeed.tracked as t (relid, layout, partitions) values ($1, $2, $3)
          on conflict (relid) do update set layout = excluded.layout, partitions = excluded.partitions,
@@ -182,20 +259,43 @@ fn save(layout: &Layout, partitions: &[u32], new: bool) {
 }
 
 fn save_layout(layout: &Layout) {
-    let insert = "insert into shapefeed.layout (hash, definition) values ($1, $2) on conflict do nothing";
+    let insert =
+        "insert into shapefeed.layout (hash, definition) values ($1, $2) on conflict do nothing";
     let definition = pgrx::JsonB(layout.json());
-    Spi::run_with_args(insert, &[(layout.hash() as i64).into(), definition.into()]).expect("table layout takes the row");
+    Spi::run_with_args(insert, &[(layout.hash() as i64).into(), definition.into()])
+        .expect("table layout takes the row");
+}
+
+fn not_owner(relid: u32) -> Error {
+    let message = format!("must be owner of table {}", relation::quoted_name(relid));
+    Error::Sql(
+        Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        message,
+        "Tracking is for a table's owner: it adds triggers.",
+    )
+}
+
+/// Ends every shape on a table, so that its clients read it again.
+pub fn rotate(relid: u32) -> Result<()> {
+    if !owner::owns_relation(relid) {
+        return Err(not_owner(relid));
+    }
+    take_end(&[relid], "rotate");
+    Ok(())
 }
 
 /// Ends capturing a table.
 pub fn untrack(relid: u32) -> Result<()> {
     if !owner::owns_relation(relid) {
-        let message = format!("must be owner of the table with oid {relid}");
-        return Err(Error::Sql(Code::ERRCODE_INSUFFICIENT_PRIVILEGE, message, ""));
+        return Err(not_owner(relid));
     }
     let Some(tracked) = as_owner(|| find(relid)) else {
         let hint = "View shapefeed.tracked_tables lists the tables that are.";
-        return Err(Error::Sql(Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("table with oid {relid} is not tracked"), hint));
+        return Err(Error::Sql(
+            Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("table {} is not tracked", relation::quoted_name(relid)),
+            hint,
+        ));
     };
     for &partition in &tracked.partitions {
         if has_trigger(partition, TRUNCATE_TRIGGER) {
@@ -211,16 +311,27 @@ pub fn untrack(relid: u32) -> Result<()> {
 
 fn forget(tracked: &Tracked, reason: &str) {
     as_owner(|| {
-        Spi::run_with_args("delete from shapefeed.tracked where relid = $1", &[oid(tracked.relid)]).expect("table tracked can be written");
+        Spi::run_with_args(
+            "delete from shapefeed.tracked where relid = $1",
+            &[oid(tracked.relid)],
+        )
+        .expect("table tracked can be written");
     });
     take_end(&[tracked.relid], reason);
 }
 
 /// A DDL command touched a table: looks whether an epoch ends by it. `created`: the command made the table.
 pub fn recheck(relid: u32, created: bool) -> Result<()> {
-    for root in std::iter::once(relid).chain(ancestors_of(relid)).chain(former_roots(relid)) {
-        let Some(tracked) = as_owner(|| find(root)) else { continue };
-        if let Some(facts) = Relation::open(Oid::from_u32(root), Lock::AccessShare).map(|table| table.facts()) {
+    for root in std::iter::once(relid)
+        .chain(ancestors_of(relid))
+        .chain(former_roots(relid))
+    {
+        let Some(tracked) = as_owner(|| find(root)) else {
+            continue;
+        };
+        if let Some(facts) =
+            Relation::open(Oid::from_u32(root), Lock::AccessShare).map(|table| table.facts())
+        {
             recheck_root(&tracked, facts, created);
         }
     }
@@ -237,24 +348,44 @@ fn ancestors_of(relid: u32) -> Vec<u32> {
 /// Tracked tables that this one was a partition of when they were last looked at.
 fn former_roots(relid: u32) -> Vec<u32> {
     let query = "select array_agg(relid) from shapefeed.tracked where $1 = any (partitions) and relid <> $1";
-    let roots = as_owner(|| Spi::get_one_with_args::<Vec<Oid>>(query, &[oid(relid)])).ok().flatten();
-    roots.unwrap_or_default().into_iter().map(|oid| oid.to_u32()).collect()
+    let roots = as_owner(|| Spi::get_one_with_args::<Vec<Oid>>(query, &[oid(relid)]))
+        .ok()
+        .flatten();
+    roots
+        .unwrap_or_default()
+        .into_iter()
+        .map(|oid| oid.to_u32())
+        .collect()
 }
 
 fn recheck_root(tracked: &Tracked, facts: Facts, created: bool) {
-    let partitions = if facts.kind == 'p' { relation::inheritors(tracked.relid) } else { vec![tracked.relid] };
-    if facts.persistence != 'p' || !has_trigger(tracked.relid, ROW_TRIGGER) || !is_always(tracked.relid, ROW_TRIGGER) {
+    let partitions = if facts.kind == 'p' {
+        relation::inheritors(tracked.relid)
+    } else {
+        vec![tracked.relid]
+    };
+    if facts.persistence != 'p'
+        || !has_trigger(tracked.relid, ROW_TRIGGER)
+        || !is_always(tracked.relid, ROW_TRIGGER)
+    {
         return forget(tracked, "gap");
     }
-    let added: Vec<u32> = partitions.iter().copied().filter(|p| !tracked.partitions.contains(p)).collect();
+    let added: Vec<u32> = partitions
+        .iter()
+        .copied()
+        .filter(|p| !tracked.partitions.contains(p))
+        .collect();
     let removed = tracked.partitions.iter().any(|p| !partitions.contains(p));
-    added.iter().for_each(|&partition| install_on_partition(partition));
+    added
+        .iter()
+        .for_each(|&partition| install_on_partition(partition));
     let layout = Layout::from(facts);
     let same_layout = layout.hash() == tracked.layout;
     if same_layout && added.is_empty() && !removed {
         return;
     }
-    let continues = same_layout || super::layout::load(tracked.layout).is_some_and(|old| old.continues_as(&layout));
+    let continues = same_layout
+        || super::layout::load(tracked.layout).is_some_and(|old| old.continues_as(&layout));
     as_owner(|| save(&layout, &partitions, false));
     if removed || (!added.is_empty() && !created) {
         take_end(&[tracked.relid], "partitions");

@@ -30,7 +30,7 @@ pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
         saved
     };
     let outcome = PgTryBuilder::new(AssertUnwindSafe(|| Ok(noting_position(f))))
-        .catch_others(Err)
+        .catch_others(|error| Err(Box::new(error)))
         .execute();
     // SAFETY: the current subtransaction is the one begun above: whatever `f` began it has ended, or it has failed and
     // is rolled back along with this one.
@@ -47,8 +47,8 @@ pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
 }
 
 /// What the request did wrong, or the error back when that is not whose fault it is.
-fn describe(error: CaughtError) -> Result<Caught, CaughtError> {
-    let report = match &error {
+fn describe(error: Box<CaughtError>) -> Result<Caught, Box<CaughtError>> {
+    let report = match &*error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
         CaughtError::RustPanic { .. } => return Err(error),
     };

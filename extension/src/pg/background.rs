@@ -3,11 +3,12 @@
 use std::ffi::CString;
 use std::time::Duration;
 
+use pgrx::IntoDatum;
 use pgrx::bgworkers::{
-    BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker, SignalWakeFlags,
+    BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker,
+    SignalWakeFlags,
 };
 use pgrx::pg_guard;
-use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 use super::shmem::Slot;
@@ -34,6 +35,7 @@ pub fn register_launcher() {
         .load();
 }
 
+/// Where the postmaster starts the launcher.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub extern "C-unwind" fn shapefeed_launcher_main(_argument: Datum) {
@@ -41,6 +43,7 @@ pub extern "C-unwind" fn shapefeed_launcher_main(_argument: Datum) {
     launcher::run();
 }
 
+/// Where the postmaster starts a sequencer; the argument is its database's oid.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub extern "C-unwind" fn shapefeed_sequencer_main(argument: Datum) {
@@ -54,22 +57,26 @@ pub struct Started(DynamicBackgroundWorker);
 impl Started {
     /// It has ended, or could not be started.
     pub fn has_ended(&self) -> bool {
-        matches!(self.0.pid(), Err(pgrx::bgworkers::BackgroundWorkerStatus::Stopped))
+        matches!(
+            self.0.pid(),
+            Err(pgrx::bgworkers::BackgroundWorkerStatus::Stopped)
+        )
     }
 }
 
 /// Asks the postmaster for a sequencer in a database; none when max_worker_processes is reached.
 pub fn start_sequencer(database: u32) -> Option<Started> {
-    let started = BackgroundWorkerBuilder::new(&format!("shapefeed sequencer of database {database}"))
-        .set_type("shapefeed sequencer")
-        .set_library("shapefeed")
-        .set_function("shapefeed_sequencer_main")
-        .set_argument(Oid::from_u32(database).into_datum())
-        .enable_spi_access()
-        .set_restart_time(None)
-        // SAFETY: a variable of the process. The postmaster wakes us when the worker starts or ends.
-        .set_notify_pid(unsafe { pg_sys::MyProcPid })
-        .load_dynamic();
+    let started =
+        BackgroundWorkerBuilder::new(&format!("shapefeed sequencer of database {database}"))
+            .set_type("shapefeed sequencer")
+            .set_library("shapefeed")
+            .set_function("shapefeed_sequencer_main")
+            .set_argument(Oid::from_u32(database).into_datum())
+            .enable_spi_access()
+            .set_restart_time(None)
+            // SAFETY: a variable of the process. The postmaster wakes us when the worker starts or ends.
+            .set_notify_pid(unsafe { pg_sys::MyProcPid })
+            .load_dynamic();
     match started {
         Ok(worker) => Some(Started(worker)),
         Err(_) => {
@@ -123,11 +130,16 @@ pub fn use_durable_commits_in_transaction() {
 
 fn commits_may_be_lost() -> bool {
     // SAFETY: a variable of the process that the setting keeps.
-    unsafe { pg_sys::synchronous_commit < pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32 }
+    unsafe {
+        pg_sys::synchronous_commit < pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32
+    }
 }
 
 fn set(name: &str, value: &str) {
-    let (name, value) = (CString::new(name).expect("no zero byte"), CString::new(value).expect("no zero byte"));
+    let (name, value) = (
+        CString::new(name).expect("no zero byte"),
+        CString::new(value).expect("no zero byte"),
+    );
     // SAFETY: SetConfigOption() copies both strings.
     unsafe {
         pg_sys::SetConfigOption(
@@ -140,7 +152,9 @@ fn set(name: &str, value: &str) {
 }
 
 /// Runs `f` in a transaction of its own.
-pub fn in_transaction<T>(f: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe) -> T {
+pub fn in_transaction<T>(
+    f: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> T {
     BackgroundWorker::transaction(f)
 }
 
@@ -158,8 +172,14 @@ pub fn wait(timeout_ms: i64) -> Wake {
 pub fn sleep(ms: i64) {
     // SAFETY: MyLatch is this process' own; interrupts are served at a safe place.
     unsafe {
-        let events = (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
-        pg_sys::WaitLatch(pg_sys::MyLatch, events, ms as std::ffi::c_long, pg_sys::PG_WAIT_EXTENSION);
+        let events =
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events,
+            ms as std::ffi::c_long,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
         pg_sys::ResetLatch(pg_sys::MyLatch);
         pgrx::check_for_interrupts!();
     }

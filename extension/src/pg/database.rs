@@ -39,10 +39,18 @@ pub fn all() -> Vec<Database> {
                 break;
             }
             let header = (*tuple).t_data;
-            let form = header.cast::<u8>().add((*header).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
+            let form = header
+                .cast::<u8>()
+                .add((*header).t_hoff as usize)
+                .cast::<pg_sys::FormData_pg_database>();
             if (*form).datallowconn && !(*form).datistemplate {
-                let name = CStr::from_ptr((*form).datname.data.as_ptr()).to_string_lossy().into_owned();
-                found.push(Database { oid: (*form).oid.to_u32(), name });
+                let name = CStr::from_ptr((*form).datname.data.as_ptr())
+                    .to_string_lossy()
+                    .into_owned();
+                found.push(Database {
+                    oid: (*form).oid.to_u32(),
+                    name,
+                });
             }
         }
         pg_sys::heap_endscan(scan);
@@ -56,7 +64,12 @@ pub fn all() -> Vec<Database> {
 pub fn lock_sequencing(extension: Oid) {
     // SAFETY: a lock on the extension's object; DROP EXTENSION takes a stronger one on the same.
     unsafe {
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, pg_sys::ExclusiveLock as i32);
+        pg_sys::LockDatabaseObject(
+            pg_sys::ExtensionRelationId,
+            extension,
+            0,
+            pg_sys::ExclusiveLock as i32,
+        );
     }
 }
 
@@ -73,7 +86,8 @@ pub fn owns_extension(extension: Oid) -> bool {
         #[cfg(any(feature = "pg14", feature = "pg15"))]
         let owns = pg_sys::pg_extension_ownercheck(extension, pg_sys::GetUserId());
         #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-        let owns = pg_sys::object_ownercheck(pg_sys::ExtensionRelationId, extension, pg_sys::GetUserId());
+        let owns =
+            pg_sys::object_ownercheck(pg_sys::ExtensionRelationId, extension, pg_sys::GetUserId());
         owns
     }
 }

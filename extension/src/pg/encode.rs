@@ -31,7 +31,9 @@ impl Output {
             pg_sys::F_INT4OUT => Output::Int4,
             pg_sys::F_INT8OUT => Output::Int8,
             pg_sys::F_BOOLOUT => Output::Bool,
-            pg_sys::F_TEXTOUT | pg_sys::F_VARCHAROUT | pg_sys::F_BPCHAROUT | pg_sys::F_JSON_OUT => Output::Text,
+            pg_sys::F_TEXTOUT | pg_sys::F_VARCHAROUT | pg_sys::F_BPCHAROUT | pg_sys::F_JSON_OUT => {
+                Output::Text
+            }
             _ => {
                 let mut info = Box::<FmgrInfo>::default();
                 // SAFETY: the function exists; the context outlives the info, which the same value owns.
@@ -63,7 +65,11 @@ impl Column {
         let mut label = Vec::new();
         put_string(name.as_bytes(), &mut label);
         label.push(b':');
-        Column { index, label, output: Output::of(type_oid, context) }
+        Column {
+            index,
+            label,
+            output: Output::of(type_oid, context),
+        }
     }
 
     /// Appends `"name":"value"`. What the output function allocates goes with the current memory context.
@@ -75,7 +81,11 @@ impl Column {
             Some(value) => {
                 out.push(b'"');
                 self.with_text(value, |text, plain| {
-                    if plain { out.extend_from_slice(text) } else { escape(text, out) }
+                    if plain {
+                        out.extend_from_slice(text)
+                    } else {
+                        escape(text, out)
+                    }
                 });
                 out.push(b'"');
             }
@@ -89,7 +99,11 @@ impl Column {
             Some(value) => {
                 out.extend_from_slice(b"/\\\"");
                 self.with_text(value, |text, plain| {
-                    if plain { out.extend_from_slice(text) } else { escape_key(text, out) }
+                    if plain {
+                        out.extend_from_slice(text)
+                    } else {
+                        escape_key(text, out)
+                    }
                 });
                 out.extend_from_slice(b"\\\"");
             }
@@ -113,7 +127,8 @@ impl Column {
             Output::Text => f(unsafe { varlena_bytes(value) }, false),
             Output::Function(info) => {
                 // SAFETY: the value is of the type that the function is for; it returns a C string.
-                let text = unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&mut **info, value)) };
+                let text =
+                    unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&mut **info, value)) };
                 f(text.to_bytes(), false)
             }
         }

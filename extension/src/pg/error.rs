@@ -38,7 +38,9 @@ thread_local! {
 
 /// `MAKE_SQLSTATE` of elog.h.
 pub fn sqlstate(code: &[u8; 5]) -> i32 {
-    code.iter().rev().fold(0, |packed, byte| (packed << 6) | i32::from((byte - b'0') & 0x3F))
+    code.iter().rev().fold(0, |packed, byte| {
+        (packed << 6) | i32::from((byte - b'0') & 0x3F)
+    })
 }
 
 /// Raises an error with any SQLSTATE, packed as [`sqlstate`] does, and an optional place in an inner text.
@@ -46,7 +48,11 @@ pub fn raise(sqlstate: i32, message: &str, detail: &str, hint: &str, place: Opti
     let place = place.and_then(|p| CString::new(p.text).ok().map(|text| (text, p.position)));
     PENDING.set(Some(Amendment { sqlstate, place }));
     push_amend_callback();
-    let mut report = ErrorReport::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message.to_string(), "shapefeed");
+    let mut report = ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        message.to_string(),
+        "shapefeed",
+    );
     if !detail.is_empty() {
         report = report.set_detail(detail.to_string());
     }
@@ -76,7 +82,9 @@ fn push_amend_callback() {
 }
 
 unsafe extern "C-unwind" fn amend(_arg: *mut c_void) {
-    let Some(amendment) = PENDING.take() else { return };
+    let Some(amendment) = PENDING.take() else {
+        return;
+    };
     // SAFETY: errfinish() calls this with the report on top of the error data stack; both functions copy what they get.
     unsafe {
         errcode(amendment.sqlstate);

@@ -23,7 +23,11 @@ impl Writer {
     pub fn insert(&mut self, values: &mut [Datum], nulls: &mut [bool]) {
         // SAFETY: one value and one flag for each column, of the columns' types; only whole-column indexes on it.
         unsafe {
-            let tuple = pg_sys::heap_form_tuple((*self.table.raw()).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let tuple = pg_sys::heap_form_tuple(
+                (*self.table.raw()).rd_att,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
             pg_sys::CatalogTupleInsertWithInfo(self.table.raw(), tuple, self.indexes);
             pg_sys::heap_freetuple(tuple);
         }

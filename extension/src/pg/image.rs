@@ -73,8 +73,10 @@ impl Row {
         // SAFETY: values and nulls are those of the table's columns, in order. The tuple's bytes are copied.
         unsafe {
             let desc = (*table.raw()).rd_att;
-            let tuple = pg_sys::heap_form_tuple(desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-            let bytes = std::slice::from_raw_parts((*tuple).t_data.cast::<u8>(), (*tuple).t_len as usize);
+            let tuple =
+                pg_sys::heap_form_tuple(desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+            let bytes =
+                std::slice::from_raw_parts((*tuple).t_data.cast::<u8>(), (*tuple).t_len as usize);
             let mut settled = aligned(bytes, 0);
             self.tuple.t_data = settled.as_mut_ptr().cast();
             self.tuple.t_len = (*tuple).t_len;
@@ -96,10 +98,16 @@ unsafe fn pointer(value: Datum) -> Option<Pointer> {
     // SAFETY: the caller passes a varlena. VARTAG_ONDISK is followed by a varatt_external that is not aligned.
     unsafe {
         let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
-        if !pgrx::varatt_is_1b_e(varlena) || *varlena.cast::<u8>().add(1) != pg_sys::vartag_external::VARTAG_ONDISK as u8 {
+        if !pgrx::varatt_is_1b_e(varlena)
+            || *varlena.cast::<u8>().add(1) != pg_sys::vartag_external::VARTAG_ONDISK as u8
+        {
             return None;
         }
-        let external: pg_sys::varatt_external = varlena.cast::<u8>().add(2).cast::<pg_sys::varatt_external>().read_unaligned();
+        let external: pg_sys::varatt_external = varlena
+            .cast::<u8>()
+            .add(2)
+            .cast::<pg_sys::varatt_external>()
+            .read_unaligned();
         Some(Pointer {
             toast: external.va_toastrelid,
             value_id: external.va_valueid.to_u32(),
@@ -131,7 +139,10 @@ impl Kind {
             let desc = pgrx::PgTupleDesc::from_pg_unchecked((*table.raw()).rd_att);
             *desc.get(column).expect("the column is one of the table's")
         };
-        Kind { byval: attribute.attbyval, length: attribute.attlen }
+        Kind {
+            byval: attribute.attbyval,
+            length: attribute.attlen,
+        }
     }
 
     /// Two values are the same, byte for byte. Values stored out of line are the same if they are the same stored
@@ -149,9 +160,14 @@ impl Kind {
                     (None, None) => varlena_bytes(a) == varlena_bytes(b),
                     _ => false,
                 },
-                -2 => std::ffi::CStr::from_ptr(a.cast_mut_ptr()) == std::ffi::CStr::from_ptr(b.cast_mut_ptr()),
+                -2 => {
+                    std::ffi::CStr::from_ptr(a.cast_mut_ptr())
+                        == std::ffi::CStr::from_ptr(b.cast_mut_ptr())
+                }
                 length => {
-                    let bytes = |datum: Datum| std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), length as usize);
+                    let bytes = |datum: Datum| {
+                        std::slice::from_raw_parts(datum.cast_mut_ptr::<u8>(), length as usize)
+                    };
                     bytes(a) == bytes(b)
                 }
             }
@@ -167,9 +183,17 @@ pub(super) unsafe fn varlena_bytes<'a>(value: Datum) -> &'a [u8] {
     // SAFETY: as the caller says.
     unsafe {
         let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
-        let plain = pgrx::varatt_is_4b_u(varlena) || (pgrx::varatt_is_1b(varlena) && !pgrx::varatt_is_1b_e(varlena));
-        let varlena = if plain { varlena } else { pg_sys::pg_detoast_datum_packed(varlena) };
-        std::slice::from_raw_parts(pgrx::vardata_any(varlena).cast::<u8>(), pgrx::varsize_any_exhdr(varlena))
+        let plain = pgrx::varatt_is_4b_u(varlena)
+            || (pgrx::varatt_is_1b(varlena) && !pgrx::varatt_is_1b_e(varlena));
+        let varlena = if plain {
+            varlena
+        } else {
+            pg_sys::pg_detoast_datum_packed(varlena)
+        };
+        std::slice::from_raw_parts(
+            pgrx::vardata_any(varlena).cast::<u8>(),
+            pgrx::varsize_any_exhdr(varlena),
+        )
     }
 }
 
@@ -181,7 +205,10 @@ unsafe fn copy_varlena(value: Datum) -> Vec<u64> {
     // SAFETY: as the caller says.
     unsafe {
         let length = pgrx::varsize_any(value.cast_mut_ptr::<pg_sys::varlena>());
-        aligned(std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length), 0)
+        aligned(
+            std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length),
+            0,
+        )
     }
 }
 
@@ -189,7 +216,13 @@ unsafe fn copy_varlena(value: Datum) -> Vec<u64> {
 fn aligned(bytes: &[u8], skipped: usize) -> Vec<u64> {
     let mut words = vec![0u64; (skipped + bytes.len()).div_ceil(8)];
     // SAFETY: the vector has room for that many bytes, and u64 has no invalid values.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast::<u8>().add(skipped), bytes.len()) }
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            words.as_mut_ptr().cast::<u8>().add(skipped),
+            bytes.len(),
+        )
+    }
     words
 }
 
@@ -205,10 +238,13 @@ impl Leaf {
     pub fn new(relation: Relation, table: &Relation) -> Leaf {
         // SAFETY: both are open. A null map says that the descriptors match; the list is copied before it is freed.
         let map = unsafe {
-            let map = pg_sys::convert_tuples_by_name((*relation.raw()).rd_att, (*table.raw()).rd_att);
+            let map =
+                pg_sys::convert_tuples_by_name((*relation.raw()).rd_att, (*table.raw()).rd_att);
             (!map.is_null()).then(|| {
                 let attributes = &*(*map).attrMap;
-                let numbers = std::slice::from_raw_parts(attributes.attnums, attributes.maplen as usize).to_vec();
+                let numbers =
+                    std::slice::from_raw_parts(attributes.attnums, attributes.maplen as usize)
+                        .to_vec();
                 pg_sys::free_conversion_map(map);
                 numbers
             })
@@ -246,7 +282,15 @@ impl Leaf {
             if let Some(map) = map {
                 (values, nulls) = remap(map, &values, &nulls);
             }
-            Row { values, nulls, tuple, _bytes: bytes, owned: Vec::new(), unsettled: map.is_some(), external }
+            Row {
+                values,
+                nulls,
+                tuple,
+                _bytes: bytes,
+                owned: Vec::new(),
+                unsettled: map.is_some(),
+                external,
+            }
         }
     }
 
@@ -288,12 +332,18 @@ pub fn fetch(pointer: &Pointer) -> Option<Vec<u64>> {
         let snapshot = &raw mut pg_sys::SnapshotAnyData;
         let scan = pg_sys::systable_beginscan_ordered(toast.raw(), index, snapshot, 1, &mut key);
         loop {
-            let tuple = pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            let tuple =
+                pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
             if tuple.is_null() {
                 break;
             }
             let (mut values, mut nulls) = ([Datum::null(); 3], [true; 3]);
-            pg_sys::heap_deform_tuple(tuple, (*toast.raw()).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::heap_deform_tuple(
+                tuple,
+                (*toast.raw()).rd_att,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
             data.extend_from_slice(varlena_bytes(values[2]));
         }
         pg_sys::systable_endscan_ordered(scan);

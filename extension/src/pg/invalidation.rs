@@ -54,7 +54,13 @@ pub fn watch_type(type_oid: u32) {
     // SAFETY: computes a hash.
     let hash = unsafe {
         let none = Datum::null();
-        pg_sys::GetSysCacheHashValue(pg_sys::SysCacheIdentifier::TYPEOID as _, Datum::from(type_oid), none, none, none)
+        pg_sys::GetSysCacheHashValue(
+            pg_sys::SysCacheIdentifier::TYPEOID as _,
+            Datum::from(type_oid),
+            none,
+            none,
+            none,
+        )
     };
     TYPES.with_borrow_mut(|types| {
         if !types.contains(&hash) {

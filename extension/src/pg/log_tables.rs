@@ -73,7 +73,8 @@ fn look_up(ring: Ring) -> Members {
 pub fn forget(relid: u32) {
     MEMBERS.with_borrow_mut(|rings| {
         for ring in rings {
-            let stale = |m: &Option<Member>| relid == 0 || m.is_none_or(|m| m.table.to_u32() == relid);
+            let stale =
+                |m: &Option<Member>| relid == 0 || m.is_none_or(|m| m.table.to_u32() == relid);
             if ring.is_some_and(|members| members.iter().any(stale)) {
                 *ring = None;
             }
@@ -106,7 +107,9 @@ impl ChangeWriter {
     /// A writer for member `number`; none when the log is not there. An active snapshot must be set.
     pub fn open(number: usize) -> Option<ChangeWriter> {
         let table = open_member(Ring::Change, number, Lock::RowExclusive)?.0;
-        Some(ChangeWriter { writer: Writer::new(table) })
+        Some(ChangeWriter {
+            writer: Writer::new(table),
+        })
     }
 
     /// Adds one chunk.
@@ -114,8 +117,22 @@ impl ChangeWriter {
         let relids = oids(row.relids);
         let notes = row.notes.map(JsonB).into_datum();
         let data = row.data.into_datum();
-        let mut nulls = [false, false, false, relids.is_none(), notes.is_none(), false];
-        let mut values = [Datum::from(row.xid), Datum::from(row.chunk), Datum::from(row.seq), or_null(relids), or_null(notes), or_null(data)];
+        let mut nulls = [
+            false,
+            false,
+            false,
+            relids.is_none(),
+            notes.is_none(),
+            false,
+        ];
+        let mut values = [
+            Datum::from(row.xid),
+            Datum::from(row.chunk),
+            Datum::from(row.seq),
+            or_null(relids),
+            or_null(notes),
+            or_null(data),
+        ];
         self.writer.insert(&mut values, &mut nulls);
         for datum in [relids, notes, data].into_iter().flatten() {
             // SAFETY: made above by palloc; the tuple holds a copy.
@@ -138,7 +155,14 @@ pub fn oids(relids: &[u32]) -> Option<Datum> {
     // SAFETY: oid is a 4-byte by-value type of alignment `i`.
     let array = unsafe {
         let count = elements.len() as i32;
-        pg_sys::construct_array(elements.as_mut_ptr(), count, pg_sys::OIDOID, 4, true, pg_sys::TYPALIGN_INT as _)
+        pg_sys::construct_array(
+            elements.as_mut_ptr(),
+            count,
+            pg_sys::OIDOID,
+            4,
+            true,
+            pg_sys::TYPALIGN_INT as _,
+        )
     };
     Some(Datum::from(array))
 }

@@ -15,7 +15,13 @@ impl Context {
         // ALLOCSET_DEFAULT_SIZES.
         let raw = unsafe {
             let (initial, maximum) = (8 * 1024, 8 * 1024 * 1024);
-            pg_sys::AllocSetContextCreateInternal(pg_sys::TopMemoryContext, c"shapefeed".as_ptr(), 0, initial, maximum)
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"shapefeed".as_ptr(),
+                0,
+                initial,
+                maximum,
+            )
         };
         Context { raw }
     }

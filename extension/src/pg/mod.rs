@@ -6,9 +6,9 @@ pub mod error;
 pub mod relation;
 pub mod scan;
 
-pub mod heap;
 pub mod background;
 pub mod database;
+pub mod heap;
 pub mod log_tables;
 pub mod owner;
 pub mod procedure;

@@ -25,7 +25,10 @@ impl KeyOrder {
     /// The order of these columns of a table, counted from 0.
     pub fn new(table: &Relation, columns: &[usize]) -> Result<KeyOrder> {
         let context = Context::new();
-        let parts = columns.iter().map(|column| part(table, *column, &context)).collect::<Result<_>>()?;
+        let parts = columns
+            .iter()
+            .map(|column| part(table, *column, &context))
+            .collect::<Result<_>>()?;
         Ok(KeyOrder { parts, context })
     }
 
@@ -33,7 +36,9 @@ impl KeyOrder {
     pub fn compare(&mut self, a: &[Datum], b: &[Datum]) -> Ordering {
         for (part, (a, b)) in self.parts.iter_mut().zip(a.iter().zip(b)) {
             // SAFETY: a btree comparison function of the type of both values; it returns an int4.
-            let order = unsafe { pg_sys::FunctionCall2Coll(&mut *part.compare, part.collation, *a, *b).value() as i32 };
+            let order = unsafe {
+                pg_sys::FunctionCall2Coll(&mut *part.compare, part.collation, *a, *b).value() as i32
+            };
             if order != 0 {
                 return order.cmp(&0);
             }
@@ -43,8 +48,18 @@ impl KeyOrder {
 
     /// Parses the texts of a key. The values live as long as this.
     pub fn parse(&self, texts: &[Vec<u8>]) -> Result<Vec<Datum>> {
-        let bad = || Error::Sql(pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid cursor".into(), "");
-        self.parts.iter().zip(texts).map(|(part, text)| self.parse_value(part, text).ok_or_else(bad)).collect()
+        let bad = || {
+            Error::Sql(
+                pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "invalid cursor".into(),
+                "",
+            )
+        };
+        self.parts
+            .iter()
+            .zip(texts)
+            .map(|(part, text)| self.parse_value(part, text).ok_or_else(bad))
+            .collect()
     }
 
     fn parse_value(&self, part: &Part, text: &[u8]) -> Option<Datum> {
@@ -68,10 +83,17 @@ fn part(table: &Relation, column: usize, context: &Context) -> Result<Part> {
         let entry = pg_sys::lookup_type_cache(type_oid, pg_sys::TYPECACHE_CMP_PROC as i32);
         if (*entry).cmp_proc == Oid::INVALID {
             let message = format!("the type of column \"{}\" has no order", attribute.name());
-            return Err(Error::Unsupported(message, "A key needs a default btree operator class."));
+            return Err(Error::Unsupported(
+                message,
+                "A key needs a default btree operator class.",
+            ));
         }
         let mut compare = Box::<FmgrInfo>::default();
         pg_sys::fmgr_info_cxt((*entry).cmp_proc, &mut *compare, context.raw());
-        Ok(Part { compare, collation: attribute.attcollation, type_oid })
+        Ok(Part {
+            compare,
+            collation: attribute.attcollation,
+            type_oid,
+        })
     }
 }

@@ -8,7 +8,11 @@ use crate::api;
 use crate::error::Error;
 
 macro_rules! v1 {
-    ($function:ident, $record:ident, $call:expr) => {
+    ($(#[$doc:meta])* $function:ident, $record:ident, $call:expr) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Called by Postgres alone, as a function of version 1.
         #[unsafe(no_mangle)]
         #[pg_guard]
         pub unsafe extern "C-unwind" fn $function(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
@@ -19,6 +23,7 @@ macro_rules! v1 {
             Datum::null()
         }
 
+        /// Version record of the function, as fmgr asks for it.
         #[unsafe(no_mangle)]
         pub extern "C" fn $record() -> &'static pg_sys::Pg_finfo_record {
             const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
@@ -41,7 +46,10 @@ impl Call {
             let context = (*fcinfo).context.cast::<pg_sys::CallContext>();
             let is_call = !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_CallContext;
             Call {
-                arguments: arguments.iter().map(|a| (!a.isnull).then_some(a.value)).collect(),
+                arguments: arguments
+                    .iter()
+                    .map(|a| (!a.isnull).then_some(a.value))
+                    .collect(),
                 top_level: is_call && !(*context).atomic,
             }
         }
@@ -58,8 +66,8 @@ impl Call {
     }
 }
 
-v1!(shapefeed_wait, pg_finfo_shapefeed_wait, |call| api::wait(call));
-v1!(shapefeed_sequence, pg_finfo_shapefeed_sequence, |call| api::sequence(call));
+v1!(/** `call shapefeed.wait(after, timeout_ms)` */ shapefeed_wait, pg_finfo_shapefeed_wait, |call| api::wait(call));
+v1!(/** `call shapefeed.sequence()` */ shapefeed_sequence, pg_finfo_shapefeed_sequence, |call| api::sequence(call));
 
 /// Gives up the snapshot that a CALL holds, so that nothing of the session holds back vacuum while it sleeps.
 pub fn release_snapshot() -> Result<(), Error> {

@@ -37,7 +37,11 @@ impl Cursor {
     /// Plans a SELECT under the active snapshot, with the rights of the current user, and gets ready to run it.
     pub fn open(sql: &str, goal: Goal) -> Cursor {
         let sql = CString::new(sql).expect("text that comes from Postgres has no zero bytes");
-        let fast = if goal == Goal::FirstRows { pg_sys::CURSOR_OPT_FAST_PLAN } else { 0 };
+        let fast = if goal == Goal::FirstRows {
+            pg_sys::CURSOR_OPT_FAST_PLAN
+        } else {
+            0
+        };
         let options = (pg_sys::CURSOR_OPT_NO_SCROLL | fast) as c_int;
         // SAFETY: the portal that SPI makes lives until the transaction ends, also after SPI_finish(); read_only runs
         // it under the active snapshot. The name is copied.
@@ -45,8 +49,16 @@ impl Cursor {
             pg_sys::SPI_connect();
             let (types, values) = (std::ptr::null_mut(), std::ptr::null_mut());
             let (name, nulls) = (std::ptr::null(), std::ptr::null());
-            let portal =
-                pg_sys::SPI_cursor_open_with_args(name, sql.as_ptr(), 0, types, values, nulls, true, options);
+            let portal = pg_sys::SPI_cursor_open_with_args(
+                name,
+                sql.as_ptr(),
+                0,
+                types,
+                values,
+                nulls,
+                true,
+                options,
+            );
             let name = CStr::from_ptr((*portal).name).to_owned();
             pg_sys::SPI_finish();
             name
@@ -96,7 +108,10 @@ struct Receiver<'a> {
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver: *mut pg_sys::DestReceiver) -> bool {
+unsafe extern "C-unwind" fn receive(
+    slot: *mut pg_sys::TupleTableSlot,
+    receiver: *mut pg_sys::DestReceiver,
+) -> bool {
     // SAFETY: the executor passes the receiver that fetch() gave it, whose first field is the base; after
     // slot_getsomeattrs_int() as many values of the slot are valid.
     unsafe {
@@ -112,7 +127,12 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn start_up(_receiver: *mut pg_sys::DestReceiver, _operation: c_int, _desc: pg_sys::TupleDesc) {}
+unsafe extern "C-unwind" fn start_up(
+    _receiver: *mut pg_sys::DestReceiver,
+    _operation: c_int,
+    _desc: pg_sys::TupleDesc,
+) {
+}
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn shut_down(_receiver: *mut pg_sys::DestReceiver) {}
@@ -130,7 +150,11 @@ pub fn identifier(name: &str) -> String {
 /// Text as a string literal.
 pub fn literal(text: &str) -> String {
     let escaped = text.replace('\'', "''");
-    if escaped.contains('\\') { format!(" E'{}'", escaped.replace('\\', "\\\\")) } else { format!("'{escaped}'") }
+    if escaped.contains('\\') {
+        format!(" E'{}'", escaped.replace('\\', "\\\\"))
+    } else {
+        format!("'{escaped}'")
+    }
 }
 
 /// The name of a type, so that a literal can be cast to it without losing anything.
@@ -139,6 +163,8 @@ pub fn type_name(type_oid: pg_sys::Oid) -> String {
     // SAFETY: returns a C string; with a type modifier of -1 given, bpchar and bit are written without a length.
     unsafe {
         let base = pg_sys::getBaseType(type_oid);
-        CStr::from_ptr(pg_sys::format_type_extended(base, -1, flags as _)).to_string_lossy().into_owned()
+        CStr::from_ptr(pg_sys::format_type_extended(base, -1, flags as _))
+            .to_string_lossy()
+            .into_owned()
     }
 }

@@ -45,7 +45,10 @@ pub fn may_read() -> Result<()> {
     // SAFETY: reads a global of the backend.
     let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
     if encoding != pg_sys::pg_enc::PG_UTF8 as i32 {
-        return Err(Error::Unsupported("the database's encoding is not UTF8".into(), "Changes are served as JSON."));
+        return Err(Error::Unsupported(
+            "the database's encoding is not UTF8".into(),
+            "Changes are served as JSON.",
+        ));
     }
     Ok(())
 }

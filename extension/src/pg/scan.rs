@@ -16,27 +16,52 @@ pub struct Key {
 impl Key {
     /// `column = xid`.
     pub fn xid_is(column: i16, xid: u64) -> Key {
-        Key { column, strategy: EQUAL, function: pg_sys::F_XID8EQ, value: Datum::from(xid) }
+        Key {
+            column,
+            strategy: EQUAL,
+            function: pg_sys::F_XID8EQ,
+            value: Datum::from(xid),
+        }
     }
 
     /// `column >= xid`.
     pub fn xid_from(column: i16, xid: u64) -> Key {
-        Key { column, strategy: GREATER_OR_EQUAL, function: pg_sys::F_XID8GE, value: Datum::from(xid) }
+        Key {
+            column,
+            strategy: GREATER_OR_EQUAL,
+            function: pg_sys::F_XID8GE,
+            value: Datum::from(xid),
+        }
     }
 
     /// `column = value` of an int8 column.
     pub fn int8_is(column: i16, value: i64) -> Key {
-        Key { column, strategy: EQUAL, function: pg_sys::F_INT8EQ, value: Datum::from(value) }
+        Key {
+            column,
+            strategy: EQUAL,
+            function: pg_sys::F_INT8EQ,
+            value: Datum::from(value),
+        }
     }
 
     /// `column > value` of an int8 column.
     pub fn int8_above(column: i16, value: i64) -> Key {
-        Key { column, strategy: GREATER, function: pg_sys::F_INT8GT, value: Datum::from(value) }
+        Key {
+            column,
+            strategy: GREATER,
+            function: pg_sys::F_INT8GT,
+            value: Datum::from(value),
+        }
     }
 
     /// `column <= value` of an int8 column.
     pub fn int8_up_to(column: i16, value: i64) -> Key {
-        Key { column, strategy: LESS_OR_EQUAL, function: pg_sys::F_INT8LE, value: Datum::from(value) }
+        Key {
+            column,
+            strategy: LESS_OR_EQUAL,
+            function: pg_sys::F_INT8LE,
+            value: Datum::from(value),
+        }
     }
 }
 
@@ -74,20 +99,38 @@ pub enum Direction {
 }
 
 /// Reads the rows of `table` that match `keys`, in index order, as the active snapshot sees them, until `each` says no.
-pub fn scan(table: &Relation, index: Oid, keys: &[Key], direction: Direction, mut each: impl FnMut(Row<'_>) -> bool) {
+pub fn scan(
+    table: &Relation,
+    index: Oid,
+    keys: &[Key],
+    direction: Direction,
+    mut each: impl FnMut(Row<'_>) -> bool,
+) {
     // SAFETY: the relation is open and locked; the scan keys name columns of the index in its order; the snapshot is
     // the active one, which stays pushed while the scan lasts; a tuple is valid until the next is fetched.
     unsafe {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
         let mut raw: Vec<pg_sys::ScanKeyData> = vec![std::mem::zeroed(); keys.len()];
         for (raw, key) in raw.iter_mut().zip(keys) {
-            pg_sys::ScanKeyInit(raw, key.column, key.strategy, Oid::from_u32(key.function), key.value);
+            pg_sys::ScanKeyInit(
+                raw,
+                key.column,
+                key.strategy,
+                Oid::from_u32(key.function),
+                key.value,
+            );
         }
         let snapshot = pg_sys::GetActiveSnapshot();
         let desc = (*table.raw()).rd_att;
         let width = (*desc).natts as usize;
         let (mut values, mut nulls) = (vec![Datum::null(); width], vec![false; width]);
-        let scan = pg_sys::systable_beginscan_ordered(table.raw(), index, snapshot, raw.len() as i32, raw.as_mut_ptr());
+        let scan = pg_sys::systable_beginscan_ordered(
+            table.raw(),
+            index,
+            snapshot,
+            raw.len() as i32,
+            raw.as_mut_ptr(),
+        );
         let way = match direction {
             Direction::Forward => pg_sys::ScanDirection::ForwardScanDirection,
             Direction::Backward => pg_sys::ScanDirection::BackwardScanDirection,
@@ -98,7 +141,10 @@ pub fn scan(table: &Relation, index: Oid, keys: &[Key], direction: Direction, mu
                 break;
             }
             pg_sys::heap_deform_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-            if !each(Row { values: &values, nulls: &nulls }) {
+            if !each(Row {
+                values: &values,
+                nulls: &nulls,
+            }) {
                 break;
             }
         }

@@ -73,7 +73,8 @@ unsafe extern "C-unwind" fn startup() {
             previous();
         }
         let mut found = false;
-        let memory = pg_sys::ShmemInitStruct(c"shapefeed".as_ptr(), shared_bytes(), &mut found).cast::<Shared>();
+        let memory = pg_sys::ShmemInitStruct(c"shapefeed".as_ptr(), shared_bytes(), &mut found)
+            .cast::<Shared>();
         if !found {
             memory.cast::<u8>().write_bytes(0, shared_bytes());
             let slots = (&raw mut (*memory).slots).cast::<Slot>();
@@ -97,20 +98,32 @@ pub fn slots() -> &'static [Slot] {
         return &[];
     }
     // SAFETY: the memory has max_databases slots behind its head, and lives as long as the process.
-    unsafe { std::slice::from_raw_parts((&raw const (*shared).slots).cast::<Slot>(), guc::max_databases()) }
+    unsafe {
+        std::slice::from_raw_parts(
+            (&raw const (*shared).slots).cast::<Slot>(),
+            guc::max_databases(),
+        )
+    }
 }
 
 /// The slot of a database, claimed now if it has none. None: not preloaded, or all slots are taken.
 pub fn slot(database: u32) -> Option<&'static Slot> {
-    slots().iter().find(|slot| match slot.database.compare_exchange(0, database, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => true,
-        Err(owner) => owner == database,
+    slots().iter().find(|slot| {
+        match slot
+            .database
+            .compare_exchange(0, database, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => true,
+            Err(owner) => owner == database,
+        }
     })
 }
 
 /// The slot of a database that has one.
 pub fn existing_slot(database: u32) -> Option<&'static Slot> {
-    slots().iter().find(|slot| slot.database.load(Ordering::Acquire) == database)
+    slots()
+        .iter()
+        .find(|slot| slot.database.load(Ordering::Acquire) == database)
 }
 
 impl Slot {
@@ -133,14 +146,16 @@ impl Slot {
         // SAFETY: MyLatch is the process latch in shared memory once a background worker has started.
         unsafe {
             self.worker_latch.store(pg_sys::MyLatch, Ordering::Release);
-            self.worker_pid.store(pg_sys::MyProcPid as u32, Ordering::Release);
+            self.worker_pid
+                .store(pg_sys::MyProcPid as u32, Ordering::Release);
         }
     }
 
     /// This process is not the sequencer any more.
     pub fn unregister_worker(&self) {
         self.worker_pid.store(0, Ordering::Release);
-        self.worker_latch.store(std::ptr::null_mut(), Ordering::Release);
+        self.worker_latch
+            .store(std::ptr::null_mut(), Ordering::Release);
     }
 
     /// Process id of the sequencer; 0 = none runs.
@@ -177,7 +192,11 @@ impl Slot {
                 if left_ms <= 0 {
                     break;
                 }
-                pg_sys::ConditionVariableTimedSleep(self.head_moved(), left_ms, pg_sys::PG_WAIT_EXTENSION);
+                pg_sys::ConditionVariableTimedSleep(
+                    self.head_moved(),
+                    left_ms,
+                    pg_sys::PG_WAIT_EXTENSION,
+                );
             }
             pg_sys::ConditionVariableCancelSleep();
         }
@@ -193,7 +212,11 @@ pub fn register_launcher() {
     let shared = SHARED.load(Ordering::Acquire);
     if !shared.is_null() {
         // SAFETY: the memory lives as long as the process; MyLatch is in shared memory.
-        unsafe { (*shared).launcher_latch.store(pg_sys::MyLatch, Ordering::Release) }
+        unsafe {
+            (*shared)
+                .launcher_latch
+                .store(pg_sys::MyLatch, Ordering::Release)
+        }
     }
 }
 

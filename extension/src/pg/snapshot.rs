@@ -9,7 +9,11 @@ use crate::sequence::order::Snapshot;
 pub struct PgSnapshot(pub Snapshot);
 
 impl FromDatum for PgSnapshot {
-    unsafe fn from_polymorphic_datum(datum: Datum, is_null: bool, _type: pg_sys::Oid) -> Option<Self> {
+    unsafe fn from_polymorphic_datum(
+        datum: Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
         if is_null {
             return None;
         }
@@ -35,6 +39,10 @@ unsafe fn decode(datum: Datum) -> Snapshot {
         let value = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<u8>();
         let count = value.add(4).cast::<u32>().read_unaligned() as usize;
         let word = |n: usize| value.add(8 + 8 * n).cast::<u64>().read_unaligned();
-        Snapshot { xmin: word(0), xmax: word(1), xip: (0..count).map(|n| word(2 + n)).collect() }
+        Snapshot {
+            xmin: word(0),
+            xmax: word(1),
+            xip: (0..count).map(|n| word(2 + n)).collect(),
+        }
     }
 }

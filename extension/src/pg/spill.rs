@@ -28,7 +28,10 @@ impl SpillFile {
     }
 
     fn seek(&mut self, place: u64) {
-        let (segment, offset) = ((place / SEGMENT_BYTES) as i32, (place % SEGMENT_BYTES) as pg_sys::off_t);
+        let (segment, offset) = (
+            (place / SEGMENT_BYTES) as i32,
+            (place % SEGMENT_BYTES) as pg_sys::off_t,
+        );
         // SAFETY: the file is open until close().
         unsafe { in_top_transaction(|| pg_sys::BufFileSeek(self.file, segment, offset, 0)) };
     }
@@ -38,7 +41,9 @@ impl SpillFile {
         self.seek(place);
         // SAFETY: BufFileWrite() reads `bytes.len()` bytes and raises on failure. (The pointer is not written through.)
         unsafe {
-            in_top_transaction(|| pg_sys::BufFileWrite(self.file, bytes.as_ptr() as *mut c_void, bytes.len()));
+            in_top_transaction(|| {
+                pg_sys::BufFileWrite(self.file, bytes.as_ptr() as *mut c_void, bytes.len())
+            });
         }
     }
 

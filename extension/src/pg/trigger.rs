@@ -48,7 +48,10 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
     // triggers get the stored versions, with their TIDs.
     unsafe {
         let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
-        if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData || !is_ours((*data).tg_trigger) {
+        if data.is_null()
+            || (*data).type_ != pg_sys::NodeTag::T_TriggerData
+            || !is_ours((*data).tg_trigger)
+        {
             return None;
         }
         let event = (*data).tg_event;
@@ -57,12 +60,19 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
         let none = std::ptr::null_mut();
         let (kind, old, new) = match (event & pg_sys::TRIGGER_EVENT_OPMASK, row) {
             (pg_sys::TRIGGER_EVENT_INSERT, true) => (Kind::Insert, none, (*data).tg_trigtuple),
-            (pg_sys::TRIGGER_EVENT_UPDATE, true) => (Kind::Update, (*data).tg_trigtuple, (*data).tg_newtuple),
+            (pg_sys::TRIGGER_EVENT_UPDATE, true) => {
+                (Kind::Update, (*data).tg_trigtuple, (*data).tg_newtuple)
+            }
             (pg_sys::TRIGGER_EVENT_DELETE, true) => (Kind::Delete, (*data).tg_trigtuple, none),
             (pg_sys::TRIGGER_EVENT_TRUNCATE, false) => (Kind::Truncate, none, none),
             _ => return None,
         };
-        after.then(|| Change { relation: Opened::new((*data).tg_relation), kind, old, new })
+        after.then(|| Change {
+            relation: Opened::new((*data).tg_relation),
+            kind,
+            old,
+            new,
+        })
     }
 }
 
@@ -107,7 +117,10 @@ impl Change {
             let desc = (*self.relation.raw()).rd_att;
             let (old, new) = (Values::of(self.old, desc), Values::of(self.new, desc));
             let kept = |attribute: usize| match (&old, &new) {
-                (Some(old), Some(new)) => old.value_id(attribute).is_some() && old.value_id(attribute) == new.value_id(attribute),
+                (Some(old), Some(new)) => {
+                    old.value_id(attribute).is_some()
+                        && old.value_id(attribute) == new.value_id(attribute)
+                }
                 _ => false,
             };
             if let Some(old) = &old {
@@ -142,11 +155,21 @@ impl Values {
             pg_sys::heap_deform_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr());
             let value_ids = (0..width)
                 .map(|i| {
-                    let varlena = pgrx::PgTupleDesc::from_pg_unchecked(desc).get(i).is_some_and(|att| att.attlen == -1);
-                    if varlena && !nulls[i] { on_disk_value(values[i]) } else { None }
+                    let varlena = pgrx::PgTupleDesc::from_pg_unchecked(desc)
+                        .get(i)
+                        .is_some_and(|att| att.attlen == -1);
+                    if varlena && !nulls[i] {
+                        on_disk_value(values[i])
+                    } else {
+                        None
+                    }
                 })
                 .collect();
-            Some(Values { values, nulls, value_ids })
+            Some(Values {
+                values,
+                nulls,
+                value_ids,
+            })
         }
     }
 
@@ -155,17 +178,25 @@ impl Values {
     }
 
     /// The tuple with each out-of-line value that is not `kept` copied into it, and which these were.
-    unsafe fn with_copies(&self, desc: pg_sys::TupleDesc, kept: &dyn Fn(usize) -> bool) -> (pg_sys::HeapTuple, Vec<(u16, u32)>) {
-        let (mut values, mut nulls, mut copied) = (self.values.clone(), self.nulls.clone(), Vec::new());
+    unsafe fn with_copies(
+        &self,
+        desc: pg_sys::TupleDesc,
+        kept: &dyn Fn(usize) -> bool,
+    ) -> (pg_sys::HeapTuple, Vec<(u16, u32)>) {
+        let (mut values, mut nulls, mut copied) =
+            (self.values.clone(), self.nulls.clone(), Vec::new());
         for (i, value) in values.iter_mut().enumerate() {
             if let Some((_, id)) = self.value_ids[i].filter(|_| !kept(i)) {
                 // SAFETY: the value is an on-disk toast pointer; the copy is as compressed as it is stored.
-                unsafe { *value = Datum::from(pg_sys::detoast_external_attr(value.cast_mut_ptr())) };
+                unsafe {
+                    *value = Datum::from(pg_sys::detoast_external_attr(value.cast_mut_ptr()))
+                };
                 copied.push((i as u16 + 1, id));
             }
         }
         // SAFETY: one value and one flag per attribute.
-        let tuple = unsafe { pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr()) };
+        let tuple =
+            unsafe { pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr()) };
         (tuple, copied)
     }
 }
@@ -188,13 +219,18 @@ unsafe fn on_disk_value(value: Datum) -> Option<(u32, u32)> {
 
 unsafe fn has_external(tuple: pg_sys::HeapTuple) -> bool {
     // SAFETY: a non-null tuple has its header.
-    unsafe { !tuple.is_null() && u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_HASEXTERNAL != 0 }
+    unsafe {
+        !tuple.is_null() && u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_HASEXTERNAL != 0
+    }
 }
 
 unsafe fn tid(tuple: pg_sys::HeapTuple) -> Tid {
     // SAFETY: as above.
     let pointer = unsafe { (*tuple).t_self };
-    Tid { block: (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo), offset: pointer.ip_posid }
+    Tid {
+        block: (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo),
+        offset: pointer.ip_posid,
+    }
 }
 
 unsafe fn image<'a>(tuple: pg_sys::HeapTuple) -> &'a [u8] {
@@ -204,4 +240,3 @@ unsafe fn image<'a>(tuple: pg_sys::HeapTuple) -> &'a [u8] {
         std::slice::from_raw_parts(start, (*tuple).t_len as usize - SKIPPED_HEADER_BYTES)
     }
 }
-

@@ -37,6 +37,7 @@ enum Concern {
     Alone(u32),
 }
 
+#[allow(clippy::too_many_arguments, reason = "the hook's own")]
 #[pg_guard]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -58,10 +59,26 @@ unsafe extern "C-unwind" fn process_utility(
         match PREVIOUS_HOOK {
             // A function pointer has no guard of its own: without this one an error would skip the pause's end.
             Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                next(statement, query, read_only_tree, context, params, environment, receiver, completion)
+                next(
+                    statement,
+                    query,
+                    read_only_tree,
+                    context,
+                    params,
+                    environment,
+                    receiver,
+                    completion,
+                )
             }),
             None => pg_sys::standard_ProcessUtility(
-                statement, query, read_only_tree, context, params, environment, receiver, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                receiver,
+                completion,
             ),
         }
         if matches!(concern, Concern::CommitPrepared) {
@@ -78,12 +95,19 @@ unsafe fn concern_of(node: *mut pg_sys::Node) -> Concern {
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
                 let commits = kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
-                return if commits { Concern::CommitPrepared } else { Concern::Nothing };
+                return if commits {
+                    Concern::CommitPrepared
+                } else {
+                    Concern::Nothing
+                };
             }
             T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
             T_CreatedbStmt => template_of(node.cast()),
             T_AlterDatabaseStmt => (*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
-            T_RenameStmt if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE => {
+            T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType
+                    == pg_sys::ObjectType::OBJECT_DATABASE =>
+            {
                 (*node.cast::<pg_sys::RenameStmt>()).subname
             }
             _ => return Concern::Nothing,
@@ -102,8 +126,14 @@ unsafe fn template_of(statement: *mut pg_sys::CreatedbStmt) -> *mut c_char {
     // SAFETY: the options are a list of DefElem; defGetString() reads one.
     unsafe {
         let options = (*statement).options;
-        for i in 0..if options.is_null() { 0 } else { (*options).length } {
-            let option = (*(*options).elements.add(i as usize)).ptr_value.cast::<pg_sys::DefElem>();
+        for i in 0..if options.is_null() {
+            0
+        } else {
+            (*options).length
+        } {
+            let option = (*(*options).elements.add(i as usize))
+                .ptr_value
+                .cast::<pg_sys::DefElem>();
             if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
                 return pg_sys::defGetString(option);
             }
@@ -117,7 +147,8 @@ struct Pause(&'static shmem::Slot);
 
 fn pause(database: u32) -> Option<Pause> {
     let slot = shmem::existing_slot(database)?;
-    slot.paused_until_us.store(xact::clock_us() + PAUSE_MS * 1000, Ordering::Release);
+    slot.paused_until_us
+        .store(xact::clock_us() + PAUSE_MS * 1000, Ordering::Release);
     let pause = Pause(slot);
     slot.wake_worker();
     let deadline = xact::clock_us() + LEAVE_MS * 1000;
@@ -129,7 +160,9 @@ fn pause(database: u32) -> Option<Pause> {
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        self.0.paused_until_us.store(xact::clock_us() + AFTERWARDS_MS * 1000, Ordering::Release);
+        self.0
+            .paused_until_us
+            .store(xact::clock_us() + AFTERWARDS_MS * 1000, Ordering::Release);
         shmem::wake_launcher();
     }
 }

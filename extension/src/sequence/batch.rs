@@ -27,7 +27,9 @@ const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Reads the newest batch, as the active snapshot sees it: one backward probe in each member.
 pub fn newest() -> Option<Newest> {
-    (0..RING_MEMBERS).filter_map(newest_in).max_by_key(|batch| batch.position)
+    (0..RING_MEMBERS)
+        .filter_map(newest_in)
+        .max_by_key(|batch| batch.position)
 }
 
 fn newest_in(member: usize) -> Option<Newest> {
@@ -78,8 +80,19 @@ impl Batch<'_> {
         if !self.transactions.is_empty() {
             let mut writer = writer(Ring::Commit, member);
             for (n, transaction) in self.transactions.iter().enumerate() {
-                let (relids, ends) = (oids(&transaction.relids), ends(transaction).map(JsonB).into_datum());
-                let mut nulls = [false, false, false, false, false, relids.is_none(), ends.is_none()];
+                let (relids, ends) = (
+                    oids(&transaction.relids),
+                    ends(transaction).map(JsonB).into_datum(),
+                );
+                let mut nulls = [
+                    false,
+                    false,
+                    false,
+                    false,
+                    false,
+                    relids.is_none(),
+                    ends.is_none(),
+                ];
                 let mut values = [
                     Datum::from(self.position_of(n)),
                     Datum::from(transaction.xid),
@@ -94,14 +107,20 @@ impl Batch<'_> {
             writer.finish();
         }
         let mut writer = writer(Ring::Batch, member);
-        let mut values = [Datum::from(self.position), self.snapshot, ended_at, Datum::from(self.resting)];
+        let mut values = [
+            Datum::from(self.position),
+            self.snapshot,
+            ended_at,
+            Datum::from(self.resting),
+        ];
         writer.insert(&mut values, &mut [false; 4]);
         writer.finish();
     }
 }
 
 fn writer(ring: Ring, member: usize) -> Writer {
-    let (table, _) = open_member(ring, member, Lock::RowExclusive).expect("the extension is locked, so its tables are there");
+    let (table, _) = open_member(ring, member, Lock::RowExclusive)
+        .expect("the extension is locked, so its tables are there");
     Writer::new(table)
 }
 
@@ -112,7 +131,13 @@ fn ends(transaction: &Transaction) -> Option<serde_json::Value> {
 }
 
 /// The items that a transaction's notes have under `key`.
-pub fn noted<'a>(transaction: &'a Transaction, key: &'a str) -> impl Iterator<Item = &'a serde_json::Value> {
-    transaction.notes.iter().filter_map(move |note| note.get(key)?.as_array()).flatten()
+pub fn noted<'a>(
+    transaction: &'a Transaction,
+    key: &'a str,
+) -> impl Iterator<Item = &'a serde_json::Value> {
+    transaction
+        .notes
+        .iter()
+        .filter_map(move |note| note.get(key)?.as_array())
+        .flatten()
 }
-

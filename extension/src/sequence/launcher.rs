@@ -35,10 +35,18 @@ pub fn run() {
 fn visit_all() -> Wake {
     let only = guc::databases();
     let databases = background::in_transaction(database::all);
-    for database in databases.into_iter().filter(|d| only.is_empty() || only.contains(&d.name)) {
-        let Some(worker) = background::start_sequencer(database.oid) else { continue };
+    for database in databases
+        .into_iter()
+        .filter(|d| only.is_empty() || only.contains(&d.name))
+    {
+        let Some(worker) = background::start_sequencer(database.oid) else {
+            continue;
+        };
         let deadline = xact::clock_us() + VISIT_MS * 1000;
-        let settled = || shmem::existing_slot(database.oid).is_some_and(|slot| slot.worker_pid() != 0) || worker.has_ended();
+        let settled = || {
+            shmem::existing_slot(database.oid).is_some_and(|slot| slot.worker_pid() != 0)
+                || worker.has_ended()
+        };
         while !settled() && xact::clock_us() < deadline {
             if background::wait(20) == Wake::Stop {
                 return Wake::Stop;
@@ -73,5 +81,7 @@ fn is_missing(slot: &Slot) -> bool {
 }
 
 fn database_exists(oid: u32) -> bool {
-    background::in_transaction(database::all).iter().any(|database| database.oid == oid)
+    background::in_transaction(database::all)
+        .iter()
+        .any(|database| database.oid == oid)
 }

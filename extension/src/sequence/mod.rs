@@ -14,7 +14,9 @@ use crate::pg::{database, shmem};
 
 /// A transaction of this backend that wrote the log has committed.
 pub fn transaction_committed() {
-    let Some(slot) = shmem::slot(database::current()) else { return };
+    let Some(slot) = shmem::slot(database::current()) else {
+        return;
+    };
     if !slot.wake_worker() {
         slot.want_worker();
     }

@@ -32,7 +32,12 @@ pub struct Candidates {
 /// The candidates between two snapshots. A transaction in progress in both costs nothing.
 pub fn candidates(before: &Snapshot, now: &Snapshot) -> Candidates {
     Candidates {
-        xids: before.xip.iter().copied().filter(|&xid| now.sees(xid)).collect(),
+        xids: before
+            .xip
+            .iter()
+            .copied()
+            .filter(|&xid| now.sees(xid))
+            .collect(),
         from: (before.xmax < now.xmax).then_some(before.xmax),
     }
 }
@@ -60,8 +65,20 @@ pub struct Transactions {
 
 impl Transactions {
     /// Adds what one chunk says.
-    pub fn add(&mut self, xid: u64, seq: i64, member: usize, relids: &[u32], notes: Option<serde_json::Value>) {
-        let transaction = self.by_xid.entry(xid).or_insert_with(|| Transaction { xid, seq, member, ..Default::default() });
+    pub fn add(
+        &mut self,
+        xid: u64,
+        seq: i64,
+        member: usize,
+        relids: &[u32],
+        notes: Option<serde_json::Value>,
+    ) {
+        let transaction = self.by_xid.entry(xid).or_insert_with(|| Transaction {
+            xid,
+            seq,
+            member,
+            ..Default::default()
+        });
         transaction.seq = transaction.seq.max(seq);
         for relid in relids {
             if !transaction.relids.contains(relid) {
@@ -85,24 +102,46 @@ mod tests {
     use super::*;
 
     fn snapshot(xmin: u64, xmax: u64, xip: &[u64]) -> Snapshot {
-        Snapshot { xmin, xmax, xip: xip.to_vec() }
+        Snapshot {
+            xmin,
+            xmax,
+            xip: xip.to_vec(),
+        }
     }
 
     #[test]
     fn candidates_are_what_ended_and_what_is_new() {
         let before = snapshot(10, 20, &[10, 15, 18]);
         let now = snapshot(10, 25, &[10, 22]);
-        assert_eq!(candidates(&before, &now), Candidates { xids: vec![15, 18], from: Some(20) });
-        assert_eq!(candidates(&now, &now), Candidates { xids: vec![], from: None });
+        assert_eq!(
+            candidates(&before, &now),
+            Candidates {
+                xids: vec![15, 18],
+                from: Some(20)
+            }
+        );
+        assert_eq!(
+            candidates(&now, &now),
+            Candidates {
+                xids: vec![],
+                from: None
+            }
+        );
     }
 
     #[test]
     fn every_transaction_is_a_candidate_exactly_once() {
-        let steps = [snapshot(5, 5, &[]), snapshot(5, 9, &[5, 7]), snapshot(7, 12, &[7, 10]), snapshot(14, 14, &[])];
+        let steps = [
+            snapshot(5, 5, &[]),
+            snapshot(5, 9, &[5, 7]),
+            snapshot(7, 12, &[7, 10]),
+            snapshot(14, 14, &[]),
+        ];
         for xid in 5..14 {
             let found = steps.windows(2).filter(|pair| {
                 let c = candidates(&pair[0], &pair[1]);
-                pair[1].sees(xid) && (c.xids.contains(&xid) || c.from.is_some_and(|from| xid >= from))
+                pair[1].sees(xid)
+                    && (c.xids.contains(&xid) || c.from.is_some_and(|from| xid >= from))
             });
             assert_eq!(found.count(), 1, "xid {xid}");
         }
@@ -116,6 +155,9 @@ mod tests {
         all.add(9, 200, 0, &[2, 1], Some(serde_json::json!({})));
         let order = all.in_order();
         assert_eq!(order.iter().map(|t| t.xid).collect::<Vec<_>>(), [8, 9]);
-        assert_eq!((order[1].relids.as_slice(), order[1].notes.len()), ([1, 2].as_slice(), 1));
+        assert_eq!(
+            (order[1].relids.as_slice(), order[1].notes.len()),
+            ([1, 2].as_slice(), 1)
+        );
     }
 }

@@ -29,7 +29,11 @@ impl State {
 
     fn after(newest: Newest) -> State {
         let resting_interval = batch::resting_interval(newest.ended_at_us);
-        State { position: newest.position, snapshot: newest.snapshot, resting_interval }
+        State {
+            position: newest.position,
+            snapshot: newest.snapshot,
+            resting_interval,
+        }
     }
 }
 
@@ -55,7 +59,10 @@ pub fn step(state: &State, era: Era) -> State {
     };
     if transactions.is_empty() && first.is_none() {
         // What `now` sees more than the last batch is not ours: nothing to write.
-        return State { snapshot: now, ..state.clone() };
+        return State {
+            snapshot: now,
+            ..state.clone()
+        };
     }
     let ended_at_us = xact::clock_us();
     let resting_interval = batch::resting_interval(ended_at_us);
@@ -70,7 +77,11 @@ pub fn step(state: &State, era: Era) -> State {
     for (n, transaction) in transactions.iter().enumerate() {
         carry_out_notes(transaction, batch.position_of(n));
     }
-    State { position: batch.position, snapshot: now, resting_interval }
+    State {
+        position: batch.position,
+        snapshot: now,
+        resting_interval,
+    }
 }
 
 /// The transactions in the log that `now` sees and `before` does not, in order.
@@ -89,12 +100,20 @@ fn new_transactions(before: &Snapshot, now: &Snapshot) -> Vec<Transaction> {
 }
 
 fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
-    let Some((table, index)) = open_member(Ring::Change, member, Lock::AccessShare) else { return };
+    let Some((table, index)) = open_member(Ring::Change, member, Lock::AccessShare) else {
+        return;
+    };
     for key in keys {
         scan::scan(&table, index, &[*key], Direction::Forward, |row| {
             let seq = row.get(3).expect("seq is not null");
-            let relids = row.get::<Vec<Option<pgrx::pg_sys::Oid>>>(4).unwrap_or_default();
-            let relids: Vec<u32> = relids.into_iter().flatten().map(|relid| relid.to_u32()).collect();
+            let relids = row
+                .get::<Vec<Option<pgrx::pg_sys::Oid>>>(4)
+                .unwrap_or_default();
+            let relids: Vec<u32> = relids
+                .into_iter()
+                .flatten()
+                .map(|relid| relid.to_u32())
+                .collect();
             let notes = row.get::<pgrx::JsonB>(5).map(|notes| notes.0);
             found.add(row.xid(1), seq, member, &relids, notes);
             true
@@ -106,11 +125,13 @@ fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
 fn carry_out_notes(transaction: &Transaction, position: i64) {
     for relid in noted(transaction, "tracked").filter_map(|relid| relid.as_i64()) {
         let since = "update shapefeed.tracked set since = $1 where relid = $2::int8::oid";
-        Spi::run_with_args(since, &[position.into(), relid.into()]).expect("table tracked takes it");
+        Spi::run_with_args(since, &[position.into(), relid.into()])
+            .expect("table tracked takes it");
     }
     for layout in noted(transaction, "layouts") {
         let insert = "insert into shapefeed.layout (hash, definition)
                       select (l ->> 'hash')::int8, l -> 'definition' from (values ($1)) x(l) on conflict do nothing";
-        Spi::run_with_args(insert, &[pgrx::JsonB(layout.clone()).into()]).expect("table layout takes it");
+        Spi::run_with_args(insert, &[pgrx::JsonB(layout.clone()).into()])
+            .expect("table layout takes it");
     }
 }

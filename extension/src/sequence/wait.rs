@@ -22,7 +22,9 @@ fn look_until(after: i64, timeout_ms: i64) {
 }
 
 fn is_above(after: i64) -> bool {
-    let above = xact::with_latest_snapshot(|| batch::newest().is_some_and(|newest| newest.position > after));
+    let above = xact::with_latest_snapshot(|| {
+        batch::newest().is_some_and(|newest| newest.position > after)
+    });
     xact::forget_catalog_snapshot();
     above
 }

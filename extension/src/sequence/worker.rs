@@ -75,13 +75,20 @@ fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
     // Dropped while we waited for the lock?
     relation::our_extension()?;
     xact::with_latest_snapshot(|| {
-        let loaded = if state.is_none() { Some(State::load()) } else { None };
+        let loaded = if state.is_none() {
+            Some(State::load())
+        } else {
+            None
+        };
         let era = match (begin_era, state.is_none()) {
             (true, _) => Era::Begin,
             (false, true) => Era::IfNew,
             (false, false) => Era::Same,
         };
-        Some(step(state.or(loaded.as_ref()).expect("one of them is there"), era))
+        Some(step(
+            state.or(loaded.as_ref()).expect("one of them is there"),
+            era,
+        ))
     })
 }
 
@@ -92,7 +99,10 @@ pub fn step_in_session(extension: pgrx::pg_sys::Oid) -> Result<()> {
     // A worker registers before it takes the lock: so if none is there now, a later one reads what we write.
     if shmem::existing_slot(database::current()).is_some_and(|slot| slot.worker_pid() != 0) {
         let hint = "There is nothing to do: changes get their positions by themselves.";
-        return Err(Error::Unsupported("this database has a sequencer".into(), hint));
+        return Err(Error::Unsupported(
+            "this database has a sequencer".into(),
+            hint,
+        ));
     }
     xact::with_latest_snapshot(|| step(&State::load(), Era::IfNew));
     Ok(())

@@ -72,7 +72,11 @@ pub struct Ended {
 impl Attached {
     /// No shapes, at this position.
     pub fn new(position: i64) -> Attached {
-        Attached { position, groups: HashMap::new(), failed: Vec::new() }
+        Attached {
+            position,
+            groups: HashMap::new(),
+            failed: Vec::new(),
+        }
     }
 
     /// Attaches a shape. If that fails, it has ended at once.
@@ -80,14 +84,30 @@ impl Attached {
         self.remove(&[id]);
         match resolve(&definition).and_then(|filter| Ok((filter, family(&definition)?))) {
             Ok((filter, family)) => self.group(&definition, family).add(id, definition, filter),
-            Err(reason) => self.failed.push(Ended { ids: vec![id], reason }),
+            Err(reason) => self.failed.push(Ended {
+                ids: vec![id],
+                reason,
+            }),
         }
     }
 
     fn group(&mut self, definition: &Definition, family: Family) -> &mut Group {
-        let Definition { relid, schema, table, key, .. } = definition;
+        let Definition {
+            relid,
+            schema,
+            table,
+            key,
+            ..
+        } = definition;
         let (schema, table, key) = (schema.clone(), table.clone(), key.clone());
-        let empty = || Group { family, schema, table, key, selections: Vec::new(), filters: Vec::new() };
+        let empty = || Group {
+            family,
+            schema,
+            table,
+            key,
+            selections: Vec::new(),
+            filters: Vec::new(),
+        };
         self.groups.entry(*relid).or_insert_with(empty)
     }
 
@@ -105,7 +125,11 @@ impl Attached {
     /// Resolves the shapes on tables that have changed again. Returns those that are no more.
     pub fn refresh(&mut self, changed: &Changed) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.failed);
-        for group in self.groups.values_mut().filter(|group| group.family.all().any(|relid| changed.has(relid))) {
+        for group in self
+            .groups
+            .values_mut()
+            .filter(|group| group.family.all().any(|relid| changed.has(relid)))
+        {
             group.refresh(&mut ended);
         }
         self.groups.retain(|_, group| !group.filters.is_empty());
@@ -117,7 +141,9 @@ impl Attached {
         let mut all = Vec::new();
         for end in ends {
             for group in self.groups.values_mut() {
-                let whole = end.relid.is_some_and(|relid| group.family.all().any(|member| member == relid));
+                let whole = end
+                    .relid
+                    .is_some_and(|relid| group.family.all().any(|member| member == relid));
                 let mut ids = Vec::new();
                 group.remove(|shape| {
                     let gone = whole || end.shape.as_ref() == Some(&shape.definition.hash);
@@ -127,7 +153,10 @@ impl Attached {
                     gone
                 });
                 if !ids.is_empty() {
-                    all.push(Ended { ids, reason: end.reason.clone() });
+                    all.push(Ended {
+                        ids,
+                        reason: end.reason.clone(),
+                    });
                 }
             }
         }
@@ -137,7 +166,11 @@ impl Attached {
 
     /// The tables with shapes among these.
     pub fn touched_by(&self, relids: &[u32]) -> Vec<u32> {
-        relids.iter().copied().filter(|relid| self.groups.contains_key(relid)).collect()
+        relids
+            .iter()
+            .copied()
+            .filter(|relid| self.groups.contains_key(relid))
+            .collect()
     }
 }
 
@@ -147,30 +180,57 @@ fn resolve(definition: &Definition) -> std::result::Result<Filter, String> {
         let _role = definition.enter()?;
         Filter::new(definition)
     });
-    attempted.map_err(|caught| caught.message)?.map_err(|error| error.to_string())
+    attempted
+        .map_err(|caught| caught.message)?
+        .map_err(|error| error.to_string())
 }
 
 fn family(definition: &Definition) -> std::result::Result<Family, String> {
     let family = Family::of(definition.relid).ok_or_else(|| changed().to_string())?;
-    family.types.iter().for_each(|type_oid| invalidation::watch_type(*type_oid));
+    family
+        .types
+        .iter()
+        .for_each(|type_oid| invalidation::watch_type(*type_oid));
     Ok(family)
 }
 
 impl Group {
     fn add(&mut self, id: i32, definition: Definition, filter: Filter) {
         let wanted = (definition.columns.clone(), definition.replica);
-        let selection = self.selections.iter().position(|selection| *selection == wanted).unwrap_or_else(|| {
-            self.selections.push(wanted);
-            self.selections.len() - 1
-        });
+        let selection = self
+            .selections
+            .iter()
+            .position(|selection| *selection == wanted)
+            .unwrap_or_else(|| {
+                self.selections.push(wanted);
+                self.selections.len() - 1
+            });
         let (role, where_text) = (definition.role.clone(), definition.where_text.clone());
-        let same = |filtered: &&mut Filtered| filtered.role == role && filtered.where_text == where_text;
+        let same =
+            |filtered: &&mut Filtered| filtered.role == role && filtered.where_text == where_text;
         if let Some(filtered) = self.filters.iter_mut().find(same) {
-            return filtered.add(Shape { definition, selection, ids: vec![id] });
+            return filtered.add(Shape {
+                definition,
+                selection,
+                ids: vec![id],
+            });
         }
-        let shapes = vec![Shape { definition, selection, ids: vec![id] }];
+        let shapes = vec![Shape {
+            definition,
+            selection,
+            ids: vec![id],
+        }];
         let at = self.filters.partition_point(|other| other.role <= role);
-        self.filters.insert(at, Filtered { role, where_text, filter, counts: None, shapes });
+        self.filters.insert(
+            at,
+            Filtered {
+                role,
+                where_text,
+                filter,
+                counts: None,
+                shapes,
+            },
+        );
     }
 
     /// Removes the shapes for which `gone` says so.
@@ -186,22 +246,30 @@ impl Group {
         match Family::of(relid) {
             Some(family) => self.family = family,
             None => {
-                ended.push(Ended { ids: self.ids(), reason: changed().to_string() });
+                ended.push(Ended {
+                    ids: self.ids(),
+                    reason: changed().to_string(),
+                });
                 self.filters.clear();
             }
         }
         for filtered in &mut self.filters {
             let mut filter = None;
-            filtered.shapes.retain(|shape| match resolve(&shape.definition) {
-                Ok(resolved) => {
-                    filter = Some(resolved);
-                    true
-                }
-                Err(reason) => {
-                    ended.push(Ended { ids: shape.ids.clone(), reason });
-                    false
-                }
-            });
+            filtered
+                .shapes
+                .retain(|shape| match resolve(&shape.definition) {
+                    Ok(resolved) => {
+                        filter = Some(resolved);
+                        true
+                    }
+                    Err(reason) => {
+                        ended.push(Ended {
+                            ids: shape.ids.clone(),
+                            reason,
+                        });
+                        false
+                    }
+                });
             if let Some(filter) = filter {
                 filtered.filter = filter;
             }
@@ -217,7 +285,11 @@ impl Group {
 
 impl Filtered {
     fn add(&mut self, shape: Shape) {
-        match self.shapes.iter_mut().find(|other| other.definition.hash == shape.definition.hash) {
+        match self
+            .shapes
+            .iter_mut()
+            .find(|other| other.definition.hash == shape.definition.hash)
+        {
             Some(other) => other.ids.extend(shape.ids),
             None => self.shapes.push(shape),
         }
@@ -225,6 +297,9 @@ impl Filtered {
 
     /// The ids of all its shapes.
     pub fn ids(&self) -> Vec<i32> {
-        self.shapes.iter().flat_map(|shape| shape.ids.iter().copied()).collect()
+        self.shapes
+            .iter()
+            .flat_map(|shape| shape.ids.iter().copied())
+            .collect()
     }
 }

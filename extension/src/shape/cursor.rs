@@ -36,7 +36,8 @@ pub fn decode(digits: &str, columns: usize) -> Option<Vec<Vec<u8>>> {
     let mut key = Vec::with_capacity(columns);
     while !rest.is_empty() {
         let (length, tail) = rest.split_at_checked(2)?;
-        let (value, tail) = tail.split_at_checked(u16::from_be_bytes([length[0], length[1]]) as usize)?;
+        let (value, tail) =
+            tail.split_at_checked(u16::from_be_bytes([length[0], length[1]]) as usize)?;
         key.push(value.to_vec());
         rest = tail;
     }
@@ -87,12 +88,20 @@ mod tests {
     use super::*;
 
     fn key(values: &[&str]) -> Vec<Vec<u8>> {
-        values.iter().map(|value| value.as_bytes().to_vec()).collect()
+        values
+            .iter()
+            .map(|value| value.as_bytes().to_vec())
+            .collect()
     }
 
     #[test]
     fn there_and_back() {
-        for values in [&["1"][..], &["", "a/b", "\u{e4}"], &["\0\0", "0"], &["123456789012345678901234567890"]] {
+        for values in [
+            &["1"][..],
+            &["", "a/b", "\u{e4}"],
+            &["\0\0", "0"],
+            &["123456789012345678901234567890"],
+        ] {
             let digits = encode(&key(values)).unwrap();
             assert!(digits.bytes().all(|digit| digit.is_ascii_digit()) && !digits.starts_with('0'));
             assert_eq!(decode(&digits, values.len()), Some(key(values)));

@@ -40,7 +40,6 @@ struct Request {
 }
 
 /// `shapefeed._define`: the definition of the shape that is asked for, or what is wrong with the request.
-#[allow(clippy::too_many_arguments)]
 #[pgrx::pg_extern(sql = false)]
 fn _define(
     relation: Vec<String>,

@@ -32,9 +32,19 @@ thread_local! {
 /// One row of the feed.
 enum Row {
     /// A message for these shapes.
-    Operation { ids: Vec<i32>, position: i64, n: i64, message: String, last: bool },
+    Operation {
+        ids: Vec<i32>,
+        position: i64,
+        n: i64,
+        message: String,
+        last: bool,
+    },
     /// These shapes have ended.
-    End { ids: Vec<i32>, position: i64, reason: String },
+    End {
+        ids: Vec<i32>,
+        position: i64,
+        reason: String,
+    },
 }
 
 /// Attaches shapes; returns the position after which the feed tells of all that are attached.
@@ -43,7 +53,10 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     invalidation::watch();
     let log = Log::lock();
     let _latest = Latest::take();
-    let head = log.newest_batch().ok_or_else(|| Error::TryAgain("nothing has been sequenced yet".into()))?.position;
+    let head = log
+        .newest_batch()
+        .ok_or_else(|| Error::TryAgain("nothing has been sequenced yet".into()))?
+        .position;
     let mut attached = FEED.take().unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
     drop(log);
@@ -62,14 +75,29 @@ fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> {
     let log = Log::lock();
     let _latest = Latest::take();
     place::require(&log, attached.position)?;
-    let head = log.newest_batch().map_or(attached.position, |batch| batch.position);
-    let before = log.newest_batch_up_to(attached.position).map(|batch| batch.snapshot).unwrap_or_default();
-    let mut pass = Pass { log: &log, before, attached, tables: HashMap::new(), role: None, rows: Vec::new(), bytes: 0 };
+    let head = log
+        .newest_batch()
+        .map_or(attached.position, |batch| batch.position);
+    let before = log
+        .newest_batch_up_to(attached.position)
+        .map(|batch| batch.snapshot)
+        .unwrap_or_default();
+    let mut pass = Pass {
+        log: &log,
+        before,
+        attached,
+        tables: HashMap::new(),
+        role: None,
+        rows: Vec::new(),
+        bytes: 0,
+    };
     pass.refresh();
     while pass.attached.position < head && pass.bytes < max_bytes {
         pass.attached.position = pass.read_some(head, max_bytes)?;
     }
-    let Pass { rows, role, tables, .. } = pass;
+    let Pass {
+        rows, role, tables, ..
+    } = pass;
     drop((role, tables));
     Ok((rows, attached.position))
 }
@@ -110,9 +138,12 @@ impl Pass<'_> {
     fn read_some(&mut self, head: i64, max_bytes: u64) -> Result<i64> {
         const COMMITS_AT_ONCE: usize = 4096;
         let groups = &self.attached.groups;
-        let about =
-            |commit: &Commit| !commit.ends.is_empty() || commit.relids.iter().any(|relid| groups.contains_key(relid));
-        let (commits, complete_to) = self.log.commits(self.attached.position, head, about, COMMITS_AT_ONCE);
+        let about = |commit: &Commit| {
+            !commit.ends.is_empty() || commit.relids.iter().any(|relid| groups.contains_key(relid))
+        };
+        let (commits, complete_to) =
+            self.log
+                .commits(self.attached.position, head, about, COMMITS_AT_ONCE);
         for commit in commits {
             self.transaction(&commit)?;
             if self.bytes >= max_bytes {
@@ -124,7 +155,11 @@ impl Pass<'_> {
 
     fn end(&mut self, ids: Vec<i32>, position: i64, reason: String) {
         if !ids.is_empty() {
-            self.rows.push(Row::End { ids, position, reason });
+            self.rows.push(Row::End {
+                ids,
+                position,
+                reason,
+            });
         }
     }
 
@@ -137,7 +172,11 @@ impl Pass<'_> {
     }
 
     fn act_as(&mut self, role: &str) -> Result<()> {
-        if self.role.as_ref().is_none_or(|(current, _)| current != role) {
+        if self
+            .role
+            .as_ref()
+            .is_none_or(|(current, _)| current != role)
+        {
             self.role = None; // one is left before another is entered
             self.role = Some((role.to_string(), AsRole::enter(role)?));
         }
@@ -157,10 +196,23 @@ impl Pass<'_> {
         let records = transaction.records()?;
         let chains = net::chains(&records);
         let before = self.before.clone();
-        let around = Around { log: self.log, records: &records, before: &before };
-        let whole = Whole { commit, transaction: &transaction, chains: &chains, around: &around };
+        let around = Around {
+            log: self.log,
+            records: &records,
+            before: &before,
+        };
+        let whole = Whole {
+            commit,
+            transaction: &transaction,
+            chains: &chains,
+            around: &around,
+        };
         for relid in touched {
-            let mut group = self.attached.groups.remove(&relid).expect("it was just there");
+            let mut group = self
+                .attached
+                .groups
+                .remove(&relid)
+                .expect("it was just there");
             match self.table(&whole, &mut group) {
                 Ok(()) => {}
                 Err(Error::MustRefetch(reason)) => {
@@ -182,7 +234,9 @@ impl Pass<'_> {
         self.act_as(&group.filters[0].role.clone())?;
         let mut open = self.open(group)?;
         if open.table.keyed {
-            let mut effects = open.table.effects(whole.transaction, whole.chains, whole.around)?;
+            let mut effects = open
+                .table
+                .effects(whole.transaction, whole.chains, whole.around)?;
             let judged = self.judge(whole, group, &mut open.table, &mut effects)?;
             let mut messages = Messages::default();
             for (filtered, sides) in group.filters.iter().zip(&judged) {
@@ -198,13 +252,25 @@ impl Pass<'_> {
     }
 
     fn open(&mut self, group: &Group) -> Result<Open> {
-        let Group { family, schema, table, key, selections, .. } = group;
+        let Group {
+            family,
+            schema,
+            table,
+            key,
+            selections,
+            ..
+        } = group;
         if let Some(open) = self.tables.remove(&family.relid) {
             return Ok(open);
         }
         let table = Table::open(family.relid, schema, table, key).ok_or_else(changed)?;
-        let projections = selections.iter().map(|(columns, replica)| Projection::new(&table, columns, *replica));
-        Ok(Open { projections: projections.collect::<Result<_>>()?, table })
+        let projections = selections
+            .iter()
+            .map(|(columns, replica)| Projection::new(&table, columns, *replica));
+        Ok(Open {
+            projections: projections.collect::<Result<_>>()?,
+            table,
+        })
     }
 
     /// Asks each filter about both sides of each effect. One that raises an error ends its shapes, and no others.
@@ -218,7 +284,12 @@ impl Pass<'_> {
         table: &mut Table,
         effects: &mut [Effect],
     ) -> Result<Vec<Sides>> {
-        let columns: Vec<usize> = group.filters.iter().flat_map(|filtered| filtered.filter.columns()).copied().collect();
+        let columns: Vec<usize> = group
+            .filters
+            .iter()
+            .flat_map(|filtered| filtered.filter.columns())
+            .copied()
+            .collect();
         fetch(effects, &columns, table, whole.around)?;
         let mut judged = Vec::with_capacity(group.filters.len());
         while judged.len() < group.filters.len() {
@@ -228,7 +299,11 @@ impl Pass<'_> {
             let to = from + group.filters[from..].partition_point(|filtered| filtered.role == role);
             let mut ask = |range: std::ops::Range<usize>| {
                 let filters = group.filters[range].iter_mut();
-                attempt(|| filters.map(|filtered| sides(effects, &mut filtered.filter, table)).collect::<Vec<_>>())
+                attempt(|| {
+                    filters
+                        .map(|filtered| sides(effects, &mut filtered.filter, table))
+                        .collect::<Vec<_>>()
+                })
             };
             if let Ok(sides) = ask(from..to) {
                 judged.extend(sides);
@@ -251,14 +326,15 @@ impl Pass<'_> {
         while number < group.filters.len() {
             let filtered = &mut group.filters[number];
             self.act_as(&filtered.role.clone())?;
-            let (mut effects, was_in, is_in) = match count(self.log, whole, filtered, &mut open.table) {
-                Ok(judged) => judged,
-                Err(error) => {
-                    let filtered = group.filters.remove(number);
-                    self.end(filtered.ids(), whole.commit.position, error.to_string());
-                    continue;
-                }
-            };
+            let (mut effects, was_in, is_in) =
+                match count(self.log, whole, filtered, &mut open.table) {
+                    Ok(judged) => judged,
+                    Err(error) => {
+                        let filtered = group.filters.remove(number);
+                        self.end(filtered.ids(), whole.commit.position, error.to_string());
+                        continue;
+                    }
+                };
             let mut messages = Messages::default();
             messages.plan(filtered, open, &mut effects, &(was_in, is_in), whole.around)?;
             self.write(whole, open, &mut effects, messages)?;
@@ -267,18 +343,53 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn write(&mut self, whole: &Whole<'_>, open: &mut Open, effects: &mut [Effect], messages: Messages) -> Result<()> {
-        let at = At { xid: whole.commit.xid, position: whole.commit.position };
+    fn write(
+        &mut self,
+        whole: &Whole<'_>,
+        open: &mut Open,
+        effects: &mut [Effect],
+        messages: Messages,
+    ) -> Result<()> {
+        let at = At {
+            xid: whole.commit.xid,
+            position: whole.commit.position,
+        };
         let Messages { ids, changes } = messages;
-        for (Message { effect, selection, operation, pair, last }, ids) in ids {
+        for (
+            Message {
+                effect,
+                selection,
+                operation,
+                pair,
+                last,
+            },
+            ids,
+        ) in ids
+        {
             let projection = &mut open.projections[selection];
-            let changed = changes.get(&(effect, selection)).map_or(&[][..], |changed| changed);
+            let changed = changes
+                .get(&(effect, selection))
+                .map_or(&[][..], |changed| changed);
             let effect = &mut effects[effect];
-            let begun = projection.write(&mut open.table, effect, operation, changed, pair, at, whole.around)?;
+            let begun = projection.write(
+                &mut open.table,
+                effect,
+                operation,
+                changed,
+                pair,
+                at,
+                whole.around,
+            )?;
             let message = operation::text(&begun, last);
             let n = effect.op_position as i64 + 1;
             self.bytes += message.len() as u64;
-            self.rows.push(Row::Operation { ids, position: at.position, n, message, last });
+            self.rows.push(Row::Operation {
+                ids,
+                position: at.position,
+                n,
+                message,
+                last,
+            });
         }
         Ok(())
     }
@@ -293,19 +404,46 @@ fn reason(caught: &Caught) -> String {
 }
 
 /// What a transaction did to the rows of a filter on a table without a key.
-fn count(log: &Log, whole: &Whole<'_>, filtered: &mut Filtered, table: &mut Table) -> Result<Judged> {
-    let Filtered { counts, filter, shapes, .. } = filtered;
+fn count(
+    log: &Log,
+    whole: &Whole<'_>,
+    filtered: &mut Filtered,
+    table: &mut Table,
+) -> Result<Judged> {
+    let Filtered {
+        counts,
+        filter,
+        shapes,
+        ..
+    } = filtered;
     let counts = match counts {
         Some(counts) => counts,
         None => {
             let until = whole.commit.position - 1;
             let batch = log.newest_batch_up_to(until);
-            let (batch, before) = batch.map(|batch| (batch.position, batch.snapshot)).unwrap_or_default();
+            let (batch, before) = batch
+                .map(|batch| (batch.position, batch.snapshot))
+                .unwrap_or_default();
             let definition = &shapes[0].definition;
-            counts.insert(Tally { log, definition, table, filter }.at(batch, until, &before)?)
+            counts.insert(
+                Tally {
+                    log,
+                    definition,
+                    table,
+                    filter,
+                }
+                .at(batch, until, &before)?,
+            )
         }
     };
-    judge_counts(counts, table, filter, whole.transaction, whole.chains, whole.around)
+    judge_counts(
+        counts,
+        table,
+        filter,
+        whole.transaction,
+        whole.chains,
+        whole.around,
+    )
 }
 
 /// A message that is to be written: shapes that get the same one share it.
@@ -342,15 +480,38 @@ impl Messages {
                 if self.changes.contains_key(&(i, selection)) {
                     continue;
                 }
-                let Effect { before: Some(before), after: Some(after), .. } = &mut effects[i] else { continue };
-                let changed = open.projections[selection].changes(&mut open.table, before, after, around)?;
+                let Effect {
+                    before: Some(before),
+                    after: Some(after),
+                    ..
+                } = &mut effects[i]
+                else {
+                    continue;
+                };
+                let changed =
+                    open.projections[selection].changes(&mut open.table, before, after, around)?;
                 self.changes.insert((i, selection), changed);
             }
-            let changed = |i| Ok(self.changes.get(&(i, selection)).is_some_and(|changed| changed.contains(&true)));
+            let changed = |i| {
+                Ok(self
+                    .changes
+                    .get(&(i, selection))
+                    .is_some_and(|changed| changed.contains(&true)))
+            };
             let planned = operation::plan(effects, was_in, is_in, changed)?;
             for (i, planned_one) in planned.iter().enumerate() {
-                let operation::Planned { effect, operation, pair } = *planned_one;
-                let message = Message { effect, selection, operation, pair, last: i + 1 == planned.len() };
+                let operation::Planned {
+                    effect,
+                    operation,
+                    pair,
+                } = *planned_one;
+                let message = Message {
+                    effect,
+                    selection,
+                    operation,
+                    pair,
+                    last: i + 1 == planned.len(),
+                };
                 self.ids.entry(message).or_default().extend(&shape.ids);
             }
         }
@@ -361,7 +522,11 @@ impl Messages {
 /// `shapefeed._attach`: has the feed tell of these shapes, too.
 #[pg_extern(sql = false)]
 fn _attach(ids: Vec<i32>, definitions: Vec<JsonB>) -> i64 {
-    let definitions = definitions.into_iter().map(Definition::from_jsonb).collect::<Result<Vec<_>>>().or_raise();
+    let definitions = definitions
+        .into_iter()
+        .map(Definition::from_jsonb)
+        .collect::<Result<Vec<_>>>()
+        .or_raise();
     attach(ids, definitions).or_raise()
 }
 
@@ -373,7 +538,10 @@ fn _detach(ids: Vec<i32>) {
 
 /// `shapefeed._feed`: what has happened to the attached shapes since the last call.
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity, reason = "the macro wants the row type spelled out")]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
 fn _feed(
     max_bytes: i64,
 ) -> TableIterator<
@@ -388,13 +556,34 @@ fn _feed(
     ),
 > {
     let Some(mut attached) = FEED.take() else {
-        error::raise_custom(b"SF410", "no shape is attached in this session", "Attach all shapes again.");
+        error::raise_custom(
+            b"SF410",
+            "no shape is attached in this session",
+            "Attach all shapes again.",
+        );
     };
     let (rows, upto) = read(&mut attached, max_bytes.max(1) as u64).or_raise();
     FEED.set(Some(attached));
     let rows = rows.into_iter().map(|row| match row {
-        Row::Operation { ids, position, n, message, last } => (Some(ids), position, Some(n), Some(message), Some(last), "op"),
-        Row::End { ids, position, reason } => (Some(ids), position, None, Some(reason), None, "end"),
+        Row::Operation {
+            ids,
+            position,
+            n,
+            message,
+            last,
+        } => (
+            Some(ids),
+            position,
+            Some(n),
+            Some(message),
+            Some(last),
+            "op",
+        ),
+        Row::End {
+            ids,
+            position,
+            reason,
+        } => (Some(ids), position, None, Some(reason), None, "end"),
     });
     TableIterator::new(rows.chain(std::iter::once((None, upto, None, None, None, "upto"))))
 }

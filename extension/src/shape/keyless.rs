@@ -52,7 +52,11 @@ pub fn read(
         let hash: [u8; 16] = key[0].as_slice().try_into().map_err(|_| bad_cursor())?;
         rows.retain(|row| row.hash > u128::from_be_bytes(hash));
     }
-    let mut chunk = Chunk { threshold, bytes: 0, cut: None };
+    let mut chunk = Chunk {
+        threshold,
+        bytes: 0,
+        cut: None,
+    };
     for row in rows {
         chunk.begin_row(pieces);
         pieces.put(|out| {
@@ -79,7 +83,11 @@ fn rows_as_of(source: &Source<'_>, table: &mut Table, filter: &mut Filter) -> Re
         let at = *index.entry(hash_of(&key)).or_insert_with(|| {
             let mut message = Vec::new();
             scratch.run(|| writer.put(|column| row.get(column), &mut message, |_| true));
-            rows.push(Counted { hash: hash_of(&key), count: 0, message });
+            rows.push(Counted {
+                hash: hash_of(&key),
+                count: 0,
+                message,
+            });
             rows.len() - 1
         });
         rows[at].count -= change.gained;
@@ -89,10 +97,16 @@ fn rows_as_of(source: &Source<'_>, table: &mut Table, filter: &mut Filter) -> Re
 }
 
 /// The distinct rows that are in the shape now, and where each is by its hash.
-fn read_now(definition: &Definition, table: &Table) -> Result<(Vec<Counted>, HashMap<u128, usize>)> {
+fn read_now(
+    definition: &Definition,
+    table: &Table,
+) -> Result<(Vec<Counted>, HashMap<u128, usize>)> {
     let selection = Selection::new(definition, table)?;
     let mut writer = RowWriter::of_query(&selection, table);
-    let base = Cursor::open(&selection.query(definition, table, Order::Physical), Goal::AllRows);
+    let base = Cursor::open(
+        &selection.query(definition, table, Order::Physical),
+        Goal::AllRows,
+    );
     let scratch = Context::new();
     let (mut rows, mut index): (Vec<Counted>, HashMap<u128, usize>) = Default::default();
     let mut read = 0;
@@ -103,7 +117,11 @@ fn read_now(definition: &Definition, table: &Table) -> Result<(Vec<Counted>, Has
                 let at = *index.entry(hash).or_insert_with(|| {
                     let mut message = Vec::new();
                     writer.put(|column| row.get(column), &mut message, |_| true);
-                    rows.push(Counted { hash, count: 0, message });
+                    rows.push(Counted {
+                        hash,
+                        count: 0,
+                        message,
+                    });
                     rows.len() - 1
                 });
                 rows[at].count += 1;
@@ -113,7 +131,10 @@ fn read_now(definition: &Definition, table: &Table) -> Result<(Vec<Counted>, Has
         read += got;
         if read as u64 > guc::keyless_max_rows() {
             return Err(Error::Unsupported(
-                format!("table \"{}\".\"{}\" has no primary key and too many rows", definition.schema, definition.table),
+                format!(
+                    "table \"{}\".\"{}\" has no primary key and too many rows",
+                    definition.schema, definition.table
+                ),
                 "Add a primary key, or raise shapefeed.keyless_max_rows.",
             ));
         }
@@ -140,7 +161,9 @@ impl Counts {
     /// The counts as of a batch.
     pub fn as_of(source: &Source<'_>, table: &mut Table, filter: &mut Filter) -> Result<Counts> {
         let rows = rows_as_of(source, table, filter)?;
-        Ok(Counts { counts: rows.into_iter().map(|row| (row.hash, row.count)).collect() })
+        Ok(Counts {
+            counts: rows.into_iter().map(|row| (row.hash, row.count)).collect(),
+        })
     }
 
     /// Counts rows that went and came; returns how many there were and are.
@@ -174,13 +197,21 @@ pub fn gains<R>(chains: Vec<Keyed<Key, R>>) -> Vec<Gain<R>> {
     let mut index: HashMap<Key, usize> = HashMap::new();
     for chain in chains {
         let after_position = 2 * chain.start + u64::from(chain.before.is_some());
-        for (end, gained, op_position) in [(chain.before, -1, 2 * chain.start), (chain.after, 1, after_position)] {
+        for (end, gained, op_position) in [
+            (chain.before, -1, 2 * chain.start),
+            (chain.after, 1, after_position),
+        ] {
             let Some((key, row)) = end else { continue };
             match index.get(&key) {
                 Some(at) => all[*at].gained += gained,
                 None => {
                     index.insert(key.clone(), all.len());
-                    all.push(Gain { op_position, key, row, gained });
+                    all.push(Gain {
+                        op_position,
+                        key,
+                        row,
+                        gained,
+                    });
                 }
             }
         }

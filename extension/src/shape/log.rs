@@ -54,7 +54,11 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Op
     let _latest = Latest::take();
     let (from, to) = bounds(&log, definition, &table, &stretch)?;
     let mut shape = Shape::new(&log, definition, &mut table, stretch.from)?;
-    let mut entries = Entries { stretch, entries: Vec::new(), bytes: 0 };
+    let mut entries = Entries {
+        stretch,
+        entries: Vec::new(),
+        bytes: 0,
+    };
     let mut after = from;
     while after < to {
         let about = |commit: &Commit| commit.relids.contains(&definition.relid);
@@ -72,7 +76,12 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Op
 const COMMITS_AT_ONCE: usize = 4096;
 
 /// The positions to read: after the first, up to the second. An error when the log cannot be read from there on.
-fn bounds(log: &Log, definition: &Definition, table: &Table, stretch: &Stretch) -> Result<(i64, i64)> {
+fn bounds(
+    log: &Log,
+    definition: &Definition,
+    table: &Table,
+    stretch: &Stretch,
+) -> Result<(i64, i64)> {
     let (position, n) = stretch.from;
     place::require(log, position)?;
     let head = log.newest_batch().map_or(position, |batch| batch.position);
@@ -81,7 +90,10 @@ fn bounds(log: &Log, definition: &Definition, table: &Table, stretch: &Stretch) 
             return Err(ended(end));
         }
     }
-    Ok((if n > 0 { position - 1 } else { position }, stretch.to.min(head)))
+    Ok((
+        if n > 0 { position - 1 } else { position },
+        stretch.to.min(head),
+    ))
 }
 
 /// One shape, ready to be told of transactions in order.
@@ -98,16 +110,37 @@ struct Shape<'a> {
 }
 
 impl<'a> Shape<'a> {
-    fn new(log: &'a Log, definition: &'a Definition, table: &'a mut Table, from: (i64, i64)) -> Result<Shape<'a>> {
+    fn new(
+        log: &'a Log,
+        definition: &'a Definition,
+        table: &'a mut Table,
+        from: (i64, i64),
+    ) -> Result<Shape<'a>> {
         let filter = Filter::new(definition)?;
         let projection = Projection::new(table, &definition.columns, definition.replica)?;
         let after = if from.1 > 0 { from.0 - 1 } else { from.0 };
         // A position inside the oldest batch there is: nothing before it is needed.
-        let before = log.newest_batch_up_to(after).map(|batch| (batch.position, batch.snapshot)).unwrap_or_default();
+        let before = log
+            .newest_batch_up_to(after)
+            .map(|batch| (batch.position, batch.snapshot))
+            .unwrap_or_default();
         let keyed = table.keyed;
-        let mut shape = Shape { log, definition, table, filter, projection, before: before.1, counts: None };
+        let mut shape = Shape {
+            log,
+            definition,
+            table,
+            filter,
+            projection,
+            before: before.1,
+            counts: None,
+        };
         if !keyed {
-            let mut tally = Tally { log, definition, table: shape.table, filter: &mut shape.filter };
+            let mut tally = Tally {
+                log,
+                definition,
+                table: shape.table,
+                filter: &mut shape.filter,
+            };
             shape.counts = Some(tally.at(before.0, after, &shape.before)?);
         }
         Ok(shape)
@@ -117,30 +150,82 @@ impl<'a> Shape<'a> {
     fn read(&mut self, commit: &Commit, entries: &mut Entries) -> Result<bool> {
         let transaction = self.log.transaction(commit.member, commit.xid);
         let records = transaction.records()?;
-        let around = Around { log: self.log, records: &records, before: &self.before };
+        let around = Around {
+            log: self.log,
+            records: &records,
+            before: &self.before,
+        };
         let chains = net::chains(&records);
         let (mut effects, was_in, is_in) = match &mut self.counts {
             None => judge(self.table, &mut self.filter, &transaction, &chains, &around)?,
-            Some(counts) => judge_counts(counts, self.table, &mut self.filter, &transaction, &chains, &around)?,
+            Some(counts) => judge_counts(
+                counts,
+                self.table,
+                &mut self.filter,
+                &transaction,
+                &chains,
+                &around,
+            )?,
         };
         let mut changes: Vec<Vec<bool>> = vec![Vec::new(); effects.len()];
         for i in (0..effects.len()).filter(|i| was_in[*i] && is_in[*i]) {
-            let Effect { before: Some(before), after: Some(after), .. } = &mut effects[i] else { continue };
-            changes[i] = self.projection.changes(self.table, before, after, &around)?;
+            let Effect {
+                before: Some(before),
+                after: Some(after),
+                ..
+            } = &mut effects[i]
+            else {
+                continue;
+            };
+            changes[i] = self
+                .projection
+                .changes(self.table, before, after, &around)?;
         }
-        let planned = operation::plan(&effects, &was_in, &is_in, |i| Ok(changes[i].contains(&true)))?;
-        let at = At { xid: commit.xid, position: commit.position };
-        for (i, Planned { effect, operation, pair }) in planned.iter().enumerate() {
+        let planned =
+            operation::plan(
+                &effects,
+                &was_in,
+                &is_in,
+                |i| Ok(changes[i].contains(&true)),
+            )?;
+        let at = At {
+            xid: commit.xid,
+            position: commit.position,
+        };
+        for (
+            i,
+            Planned {
+                effect,
+                operation,
+                pair,
+            },
+        ) in planned.iter().enumerate()
+        {
             let n = effects[*effect].op_position as i64 + 1;
             if commit.position == entries.stretch.from.0 && n <= entries.stretch.from.1 {
                 continue;
             }
             let (projection, table) = (&mut self.projection, &mut *self.table);
-            let begun = projection.write(table, &mut effects[*effect], *operation, &changes[*effect], *pair, at, &around)?;
+            let begun = projection.write(
+                table,
+                &mut effects[*effect],
+                *operation,
+                &changes[*effect],
+                *pair,
+                at,
+                &around,
+            )?;
             let last = i + 1 == planned.len();
             let message = operation::text(&begun, last);
             let (position, xid) = (commit.position, commit.xid);
-            if !entries.add(Entry { position, n, operation: *operation, xid, message, last }) {
+            if !entries.add(Entry {
+                position,
+                n,
+                operation: *operation,
+                xid,
+                message,
+                last,
+            }) {
                 return Ok(false);
             }
         }
@@ -177,22 +262,36 @@ fn judge(
 ) -> Result<Judged> {
     let mut effects = table.effects(transaction, chains, around)?;
     fetch(&mut effects, filter.columns(), table, around)?;
-    let (was_in, is_in) = attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
+    let (was_in, is_in) =
+        attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
     Ok((effects, was_in, is_in))
 }
 
 /// Fetches what these columns have out of line, on both sides of each effect.
-pub fn fetch(effects: &mut [Effect], columns: &[usize], table: &mut Table, around: &Around<'_>) -> Result<()> {
-    let rows = effects.iter_mut().flat_map(|effect| [&mut effect.before, &mut effect.after]).flatten();
-    rows.filter(|row| row.is_external()).try_for_each(|row| table.fetch(row, columns, around))
+pub fn fetch(
+    effects: &mut [Effect],
+    columns: &[usize],
+    table: &mut Table,
+    around: &Around<'_>,
+) -> Result<()> {
+    let rows = effects
+        .iter_mut()
+        .flat_map(|effect| [&mut effect.before, &mut effect.after])
+        .flatten();
+    rows.filter(|row| row.is_external())
+        .try_for_each(|row| table.fetch(row, columns, around))
 }
 
 /// On which side of each effect the row is in. Raises what the where clause raises.
 pub fn sides(effects: &mut [Effect], filter: &mut Filter, table: &Table) -> (Vec<bool>, Vec<bool>) {
     let mut is_in = |row: &mut Option<crate::pg::image::Row>| {
-        row.as_mut().is_some_and(|row| filter.matches(row, table.relation()))
+        row.as_mut()
+            .is_some_and(|row| filter.matches(row, table.relation()))
     };
-    effects.iter_mut().map(|effect| (is_in(&mut effect.before), is_in(&mut effect.after))).unzip()
+    effects
+        .iter_mut()
+        .map(|effect| (is_in(&mut effect.before), is_in(&mut effect.after)))
+        .unzip()
 }
 
 /// An error of a where clause, without the values that it may tell of.
@@ -224,9 +323,19 @@ pub fn judge_counts(
         if !came && !went {
             continue;
         }
-        let (old, new) = if went { (Some(gain.row), None) } else { (None, Some(gain.row)) };
+        let (old, new) = if went {
+            (Some(gain.row), None)
+        } else {
+            (None, Some(gain.row))
+        };
         let (op_position, key) = (gain.op_position, gain.key);
-        judged.0.push(Effect { op_position, key, before: old, after: new, other_key: None });
+        judged.0.push(Effect {
+            op_position,
+            key,
+            before: old,
+            after: new,
+            other_key: None,
+        });
         judged.1.push(went);
         judged.2.push(came);
     }
@@ -248,14 +357,29 @@ pub struct Tally<'a> {
 impl Tally<'_> {
     /// The counts as of a position: those of the batch before it, and what came between.
     pub fn at(&mut self, batch: i64, position: i64, before: &Snapshot) -> Result<Counts> {
-        let source = keyless::Source { log: self.log, definition: self.definition, before };
+        let source = keyless::Source {
+            log: self.log,
+            definition: self.definition,
+            before,
+        };
         let mut counts = Counts::as_of(&source, self.table, self.filter)?;
         let about = |commit: &Commit| commit.relids.contains(&self.definition.relid);
         for commit in self.log.commits(batch, position, about, usize::MAX).0 {
             let transaction = self.log.transaction(commit.member, commit.xid);
             let records = transaction.records()?;
-            let around = Around { log: self.log, records: &records, before };
-            judge_counts(&mut counts, self.table, self.filter, &transaction, &net::chains(&records), &around)?;
+            let around = Around {
+                log: self.log,
+                records: &records,
+                before,
+            };
+            judge_counts(
+                &mut counts,
+                self.table,
+                self.filter,
+                &transaction,
+                &net::chains(&records),
+                &around,
+            )?;
         }
         Ok(counts)
     }
@@ -263,7 +387,10 @@ impl Tally<'_> {
 
 /// `shapefeed._log`: operations of a shape after one of them, as messages.
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity, reason = "the macro wants the row type spelled out")]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
 fn _log(
     definition: JsonB,
     from_position: i64,
@@ -281,8 +408,20 @@ fn _log(
     ),
 > {
     let definition = Definition::from_jsonb(definition).or_raise();
-    let stretch = Stretch { from: (from_position, from_n), to: to_position, max_bytes: max_bytes.max(1) as u64 };
+    let stretch = Stretch {
+        from: (from_position, from_n),
+        to: to_position,
+        max_bytes: max_bytes.max(1) as u64,
+    };
     let (entries, upto) = read(&definition, stretch).or_raise();
-    let rows = entries.into_iter().map(|e| (Some(e.position), Some(e.n), Some(e.message), Some(e.last), None));
+    let rows = entries.into_iter().map(|e| {
+        (
+            Some(e.position),
+            Some(e.n),
+            Some(e.message),
+            Some(e.last),
+            None,
+        )
+    });
     TableIterator::new(rows.chain(std::iter::once((None, None, None, None, upto))))
 }

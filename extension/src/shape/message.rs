@@ -37,7 +37,11 @@ pub struct Relation {
 impl Relation {
     /// The relation of this name; a partitioned table's changes carry the name of its root.
     pub fn new(schema: &str, table: &str) -> Relation {
-        let quoted = format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), table.replace('"', "\"\""));
+        let quoted = format!(
+            "\"{}\".\"{}\"",
+            schema.replace('"', "\"\""),
+            table.replace('"', "\"\"")
+        );
         let mut key_prefix = Vec::new();
         escape(quoted.as_bytes(), &mut key_prefix);
         let mut names = b"[".to_vec();
@@ -55,7 +59,12 @@ impl Relation {
 
     /// What stands between the key and the value of a row of a snapshot, and what ends it.
     pub fn snapshot_tail(&self) -> Vec<u8> {
-        [b"},\"headers\":{\"operation\":\"insert\",\"relation\":", &self.names[..], b"}}"].concat()
+        [
+            b"},\"headers\":{\"operation\":\"insert\",\"relation\":",
+            &self.names[..],
+            b"}}",
+        ]
+        .concat()
     }
 }
 
@@ -97,13 +106,25 @@ impl Change<'_> {
         out.extend_from_slice(b"\",\"relation\":");
         out.extend_from_slice(&relation.names);
         if let Some(other_key) = self.other_key {
-            let label = if self.operation == Operation::Delete { "to" } else { "from" };
+            let label = if self.operation == Operation::Delete {
+                "to"
+            } else {
+                "from"
+            };
             out.extend_from_slice(format!(",\"key_change_{label}\":\"").as_bytes());
             out.extend_from_slice(other_key);
             out.push(b'"');
         }
-        let Change { xid, position, op_position, .. } = self;
-        let numbers = format!(",\"txids\":[{}],\"lsn\":\"{position}\",\"op_position\":{op_position}", *xid as u32);
+        let Change {
+            xid,
+            position,
+            op_position,
+            ..
+        } = self;
+        let numbers = format!(
+            ",\"txids\":[{}],\"lsn\":\"{position}\",\"op_position\":{op_position}",
+            *xid as u32
+        );
         out.extend_from_slice(numbers.as_bytes());
         out
     }
@@ -220,7 +241,12 @@ mod tests {
              \"headers\":{\"operation\":\"update\",\"relation\":[\"public\",\"t\"],\"txids\":[742],\
              \"lsn\":\"1764000000000001\",\"op_position\":4,\"last\":true}}"
         );
-        let moved = Change { operation: Operation::Delete, other_key: Some(b"k"), old_value: None, ..change };
+        let moved = Change {
+            operation: Operation::Delete,
+            other_key: Some(b"k"),
+            old_value: None,
+            ..change
+        };
         let json = String::from_utf8(finish(&moved.begin(&relation), false)).unwrap();
         assert!(json.contains("\"key_change_to\":\"k\"") && !json.contains("last"));
         serde_json::from_str::<serde_json::Value>(&json).unwrap();

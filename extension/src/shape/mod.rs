@@ -17,7 +17,7 @@ pub mod place;
 pub mod rows;
 pub mod snapshot;
 
-pub mod log;
-pub mod operation;
 pub mod attached;
 pub mod feed;
+pub mod log;
+pub mod operation;

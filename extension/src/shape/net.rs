@@ -52,7 +52,10 @@ pub fn chains<'a>(records: &[Record<'a>]) -> Vec<Chain<'a>> {
         (Some(old), _) => !made.contains_key(&(record.relid, old.tid)),
         (None, new) => new.is_some(),
     };
-    let starts = records.iter().enumerate().filter(|(_, record)| begins(record));
+    let starts = records
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| begins(record));
     starts
         .map(|(index, first)| Chain {
             start: index as u64,
@@ -64,7 +67,11 @@ pub fn chains<'a>(records: &[Record<'a>]) -> Vec<Chain<'a>> {
 }
 
 fn version<'a>(record: &Record<'a>, image: Image<'a>) -> Version<'a> {
-    Version { relid: record.relid, layout: record.layout, image }
+    Version {
+        relid: record.relid,
+        layout: record.layout,
+        image,
+    }
 }
 
 /// Follows a chain to the version that nothing superseded; None if the row was deleted.
@@ -116,7 +123,8 @@ pub struct Effect<K, R> {
 pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Effect<K, R>> {
     let index = |of: fn(&Keyed<K, R>) -> Option<&(K, R)>| -> HashMap<K, usize> {
         let ends = chains.iter().enumerate();
-        ends.filter_map(|(i, chain)| of(chain).map(|(key, _)| (key.clone(), i))).collect()
+        ends.filter_map(|(i, chain)| of(chain).map(|(key, _)| (key.clone(), i)))
+            .collect()
     };
     let before = index(|chain| chain.before.as_ref());
     let after = index(|chain| chain.after.as_ref());
@@ -125,20 +133,37 @@ pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Eff
         let start = chains[i].start;
         let (old_key, new_key) = (key_of(&chains[i].before), key_of(&chains[i].after));
         let moves = match (&old_key, &new_key) {
-            (Some(old), Some(new)) => old != new && !after.contains_key(old) && !before.contains_key(new),
+            (Some(old), Some(new)) => {
+                old != new && !after.contains_key(old) && !before.contains_key(new)
+            }
             _ => false,
         };
         if let Some(key) = old_key.clone() {
             let row = chains[i].before.take().map(|(_, row)| row);
-            let replaced_by = after.get(&key).and_then(|j| chains[*j].after.take()).map(|(_, row)| row);
+            let replaced_by = after
+                .get(&key)
+                .and_then(|j| chains[*j].after.take())
+                .map(|(_, row)| row);
             let other_key = if moves { new_key.clone() } else { None };
-            out.push(Effect { op_position: 2 * start, key, before: row, after: replaced_by, other_key });
+            out.push(Effect {
+                op_position: 2 * start,
+                key,
+                before: row,
+                after: replaced_by,
+                other_key,
+            });
         }
         if let Some(key) = new_key.filter(|key| !before.contains_key(key)) {
             let row = chains[i].after.take().map(|(_, row)| row);
             let op_position = 2 * start + u64::from(old_key.is_some());
             let other_key = if moves { old_key } else { None };
-            out.push(Effect { op_position, key, before: None, after: row, other_key });
+            out.push(Effect {
+                op_position,
+                key,
+                before: None,
+                after: row,
+                other_key,
+            });
         }
     }
     out.sort_by_key(|effect| effect.op_position);
@@ -167,9 +192,21 @@ mod tests {
         record(Kind::Delete, Some((tid, row)), None)
     }
 
-    fn record(kind: Kind, old: Option<(u16, &'static str)>, new: Option<(u16, &'static str)>) -> Record<'static> {
-        let image = |(offset, row): (u16, &'static str)| Image::new(Tid { block: 0, offset }, row.as_bytes());
-        Record { kind, relid: 1, layout: 0, old: old.map(image), new: new.map(image) }
+    fn record(
+        kind: Kind,
+        old: Option<(u16, &'static str)>,
+        new: Option<(u16, &'static str)>,
+    ) -> Record<'static> {
+        let image = |(offset, row): (u16, &'static str)| {
+            Image::new(Tid { block: 0, offset }, row.as_bytes())
+        };
+        Record {
+            kind,
+            relid: 1,
+            layout: 0,
+            old: old.map(image),
+            new: new.map(image),
+        }
     }
 
     /// `position key before after [-> other key]`
@@ -188,7 +225,13 @@ mod tests {
         effects(keyed.collect())
             .into_iter()
             .map(|e| {
-                let text = format!("{} {} [{}] [{}]", e.op_position, e.key, e.before.unwrap_or(""), e.after.unwrap_or(""));
+                let text = format!(
+                    "{} {} [{}] [{}]",
+                    e.op_position,
+                    e.key,
+                    e.before.unwrap_or(""),
+                    e.after.unwrap_or("")
+                );
                 match e.other_key {
                     Some(other) => format!("{text} ~ {other}"),
                     None => text,
@@ -200,21 +243,36 @@ mod tests {
     #[test]
     fn plain_changes() {
         assert_eq!(
-            net(&[insert(1, "1 a"), update((9, "2 a"), (2, "2 b")), delete(8, "3 a")]),
+            net(&[
+                insert(1, "1 a"),
+                update((9, "2 a"), (2, "2 b")),
+                delete(8, "3 a")
+            ]),
             ["0 1 [] [1 a]", "2 2 [2 a] [2 b]", "4 3 [3 a] []"]
         );
     }
 
     #[test]
     fn what_a_transaction_made_and_removed_leaves_nothing() {
-        assert!(net(&[insert(1, "1 a"), update((1, "1 a"), (2, "1 b")), delete(2, "1 b")]).is_empty());
+        assert!(
+            net(&[
+                insert(1, "1 a"),
+                update((1, "1 a"), (2, "1 b")),
+                delete(2, "1 b")
+            ])
+            .is_empty()
+        );
     }
 
     #[test]
     fn capture_order_does_not_matter() {
         // I1(1) U2(2->102) I2(2) U1(1->101): the update of row 2 was captured before its insert.
-        let nested =
-            [insert(1, "1 1"), update((2, "2 2"), (3, "2 102")), insert(2, "2 2"), update((1, "1 1"), (4, "1 101"))];
+        let nested = [
+            insert(1, "1 1"),
+            update((2, "2 2"), (3, "2 102")),
+            insert(2, "2 2"),
+            update((1, "1 1"), (4, "1 101")),
+        ];
         assert_eq!(net(&nested), ["0 1 [] [1 101]", "4 2 [] [2 102]"]);
         // A trigger deleted the row before its insert was captured.
         assert!(net(&[delete(1, "1 a"), insert(1, "1 a")]).is_empty());
@@ -223,15 +281,24 @@ mod tests {
     #[test]
     fn delete_and_insert_of_one_key_are_an_update() {
         // Also a row that moves between partitions.
-        assert_eq!(net(&[delete(9, "1 a"), insert(1, "1 b")]), ["0 1 [1 a] [1 b]"]);
+        assert_eq!(
+            net(&[delete(9, "1 a"), insert(1, "1 b")]),
+            ["0 1 [1 a] [1 b]"]
+        );
     }
 
     #[test]
     fn a_changed_key_is_a_pair() {
-        assert_eq!(net(&[update((9, "1 a"), (1, "2 a"))]), ["0 1 [1 a] [] ~ 2", "1 2 [] [2 a] ~ 1"]);
+        assert_eq!(
+            net(&[update((9, "1 a"), (1, "2 a"))]),
+            ["0 1 [1 a] [] ~ 2", "1 2 [] [2 a] ~ 1"]
+        );
         // Over more than one step the ends count.
         assert_eq!(
-            net(&[update((9, "1 a"), (1, "2 a")), update((1, "2 a"), (2, "3 a"))]),
+            net(&[
+                update((9, "1 a"), (1, "2 a")),
+                update((1, "2 a"), (2, "3 a"))
+            ]),
             ["0 1 [1 a] [] ~ 3", "1 3 [] [3 a] ~ 1"]
         );
     }
@@ -239,12 +306,18 @@ mod tests {
     #[test]
     fn keys_that_trade_places_are_updates() {
         assert_eq!(
-            net(&[update((8, "1 x"), (1, "2 x")), update((9, "2 y"), (2, "1 y"))]),
+            net(&[
+                update((8, "1 x"), (1, "2 x")),
+                update((9, "2 y"), (2, "1 y"))
+            ]),
             ["0 1 [1 x] [1 y]", "2 2 [2 y] [2 x]"]
         );
         // A shift: 1->2, 2->3. Key 2 has a before, so no pair of the wire's kind comes out of it.
         assert_eq!(
-            net(&[update((8, "1 x"), (1, "2 x")), update((9, "2 y"), (2, "3 y"))]),
+            net(&[
+                update((8, "1 x"), (1, "2 x")),
+                update((9, "2 y"), (2, "3 y"))
+            ]),
             ["0 1 [1 x] []", "2 2 [2 y] [2 x]", "3 3 [] [3 y]"]
         );
     }
@@ -262,6 +335,9 @@ mod tests {
     fn leaves_are_told_apart() {
         let mut other = insert(1, "2 b");
         other.relid = 2;
-        assert_eq!(net(&[insert(1, "1 a"), other]), ["0 1 [] [1 a]", "2 2 [] [2 b]"]);
+        assert_eq!(
+            net(&[insert(1, "1 a"), other]),
+            ["0 1 [] [1 a]", "2 2 [] [2 b]"]
+        );
     }
 }

@@ -8,7 +8,11 @@ use crate::pg::encode::Column;
 use crate::pg::image::Row;
 
 /// What happens in a shape when a row goes from in or out to in or out. Pure.
-pub fn decide(was_in: bool, is_in: bool, selected_changed: impl FnOnce() -> bool) -> Option<Operation> {
+pub fn decide(
+    was_in: bool,
+    is_in: bool,
+    selected_changed: impl FnOnce() -> bool,
+) -> Option<Operation> {
     match (was_in, is_in) {
         (false, true) => Some(Operation::Insert),
         (true, false) => Some(Operation::Delete),
@@ -41,12 +45,28 @@ impl Projection {
     pub fn new(table: &Table, columns: &[String], replica: Replica) -> Result<Projection> {
         let selected = table.places(columns).ok_or_else(changed)?;
         let columns = table.columns(&selected);
-        let of_key = table.keyed.then(|| selected.iter().map(|place| table.key.contains(place)).collect());
-        Ok(Projection { selected, columns, of_key, replica })
+        let of_key = table.keyed.then(|| {
+            selected
+                .iter()
+                .map(|place| table.key.contains(place))
+                .collect()
+        });
+        Ok(Projection {
+            selected,
+            columns,
+            of_key,
+            replica,
+        })
     }
 
     /// For each selected column: its value is not what it was.
-    pub fn changes(&self, table: &mut Table, before: &mut Row, after: &mut Row, around: &Around<'_>) -> Result<Vec<bool>> {
+    pub fn changes(
+        &self,
+        table: &mut Table,
+        before: &mut Row,
+        after: &mut Row,
+        around: &Around<'_>,
+    ) -> Result<Vec<bool>> {
         let differs = |place: &usize| Ok(!table.same_value(before, after, *place, around)?);
         self.selected.iter().map(differs).collect()
     }
@@ -62,13 +82,22 @@ impl Projection {
         at: At,
         around: &Around<'_>,
     ) -> Result<Vec<u8>> {
-        let row = if operation == Operation::Delete { &mut effect.before } else { &mut effect.after };
-        let row = row.as_mut().expect("an operation has the row that it is about");
+        let row = if operation == Operation::Delete {
+            &mut effect.before
+        } else {
+            &mut effect.after
+        };
+        let row = row
+            .as_mut()
+            .expect("an operation has the row that it is about");
         let (mut value, mut old_value) = (Vec::with_capacity(128), None);
         let wanted = self.wanted(operation, changes);
         self.put(table, row, &wanted, around, &mut value)?;
         if operation == Operation::Update && self.replica == Replica::Full {
-            let before = effect.before.as_mut().expect("an update has the row as it was");
+            let before = effect
+                .before
+                .as_mut()
+                .expect("an update has the row as it was");
             self.put(table, before, changes, around, old_value.insert(Vec::new()))?;
         }
         let change = Change {
@@ -87,11 +116,17 @@ impl Projection {
     /// For each selected column: a message of this kind has it.
     fn wanted(&self, operation: Operation, changes: &[bool]) -> Vec<bool> {
         let all = vec![true; self.selected.len()];
-        let Some(of_key) = &self.of_key else { return all };
+        let Some(of_key) = &self.of_key else {
+            return all;
+        };
         match (operation, self.replica) {
             (Operation::Insert, _) | (_, Replica::Full) => all,
             (Operation::Delete, Replica::Default) => of_key.clone(),
-            (Operation::Update, Replica::Default) => of_key.iter().zip(changes).map(|(key, new)| *key || *new).collect(),
+            (Operation::Update, Replica::Default) => of_key
+                .iter()
+                .zip(changes)
+                .map(|(key, new)| *key || *new)
+                .collect(),
         }
     }
 
@@ -104,11 +139,21 @@ impl Projection {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         if row.is_external() {
-            let places: Vec<usize> =
-                self.selected.iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(place, _)| *place).collect();
+            let places: Vec<usize> = self
+                .selected
+                .iter()
+                .zip(wanted)
+                .filter(|(_, wanted)| **wanted)
+                .map(|(place, _)| *place)
+                .collect();
             table.fetch(row, &places, around)?;
         }
-        let columns = self.columns.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted).map(|(column, _)| column);
+        let columns = self
+            .columns
+            .iter_mut()
+            .zip(wanted)
+            .filter(|(_, wanted)| **wanted)
+            .map(|(column, _)| column);
         table.scratch.run(|| {
             for (i, column) in columns.enumerate() {
                 if i > 0 {
@@ -149,7 +194,11 @@ pub fn plan(
         });
         outcome?;
         if let Some(operation) = operation {
-            planned.push(Planned { effect: i, operation, pair: effect.other_key.is_some() && stays(effects, i, was_in, is_in) });
+            planned.push(Planned {
+                effect: i,
+                operation,
+                pair: effect.other_key.is_some() && stays(effects, i, was_in, is_in),
+            });
         }
     }
     Ok(planned)
@@ -157,7 +206,11 @@ pub fn plan(
 
 /// Both ends of a row that changed its key are in the shape. The other end is near: its place is one off.
 fn stays(effects: &[Effect], i: usize, was_in: &[bool], is_in: &[bool]) -> bool {
-    let other = |j: usize| effects.get(j).is_some_and(|other| other.op_position ^ 1 == effects[i].op_position);
+    let other = |j: usize| {
+        effects
+            .get(j)
+            .is_some_and(|other| other.op_position ^ 1 == effects[i].op_position)
+    };
     if is_in[i] {
         i > 0 && other(i - 1) && was_in[i - 1]
     } else {
@@ -182,8 +235,14 @@ mod tests {
 
     #[test]
     fn in_and_out() {
-        assert_eq!(decide(false, true, || unreachable!()), Some(Operation::Insert));
-        assert_eq!(decide(true, false, || unreachable!()), Some(Operation::Delete));
+        assert_eq!(
+            decide(false, true, || unreachable!()),
+            Some(Operation::Insert)
+        );
+        assert_eq!(
+            decide(true, false, || unreachable!()),
+            Some(Operation::Delete)
+        );
         assert_eq!(decide(true, true, || true), Some(Operation::Update));
         assert_eq!(decide(true, true, || false), None);
         assert_eq!(decide(false, false, || unreachable!()), None);

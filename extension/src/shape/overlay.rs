@@ -26,8 +26,16 @@ impl Filter {
     /// The filter of a shape. Call it while acting as the shape's role.
     pub fn new(definition: &Definition) -> Result<Filter> {
         let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
-        let predicate = definition.where_text.as_deref().map(|text| Predicate::compile(relid, text)).transpose()?;
-        let columns = predicate.iter().flat_map(|p| p.columns()).map(|attnum| *attnum as usize - 1).collect();
+        let predicate = definition
+            .where_text
+            .as_deref()
+            .map(|text| Predicate::compile(relid, text))
+            .transpose()?;
+        let columns = predicate
+            .iter()
+            .flat_map(|p| p.columns())
+            .map(|attnum| *attnum as usize - 1)
+            .collect();
         Ok(Filter { predicate, columns })
     }
 
@@ -38,7 +46,9 @@ impl Filter {
 
     /// Is a row in, whose columns have been fetched?
     pub fn matches(&mut self, row: &mut Row, table: &Relation) -> bool {
-        let Some(predicate) = &mut self.predicate else { return true };
+        let Some(predicate) = &mut self.predicate else {
+            return true;
+        };
         row.settle(table);
         predicate.matches(row)
     }
@@ -46,7 +56,8 @@ impl Filter {
 
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, table: &Table) -> bool {
-    end.relid.is_some_and(|relid| table.is_about(relid)) || end.shape.as_deref() == Some(&definition.hash)
+    end.relid.is_some_and(|relid| table.is_about(relid))
+        || end.shape.as_deref() == Some(&definition.hash)
 }
 
 /// The error for a shape whose handles ended.
@@ -72,7 +83,11 @@ fn after(
         }
         let transaction = log.transaction(summary.member, summary.xid);
         let records = transaction.records()?;
-        let around = Around { log, records: &records, before };
+        let around = Around {
+            log,
+            records: &records,
+            before,
+        };
         each(table, &transaction, &net::chains(&records), &around)?;
     }
     Ok(())
@@ -96,16 +111,26 @@ impl Overlay {
         before: &Snapshot,
     ) -> Result<Overlay> {
         let mut rows: HashMap<Key, Option<Row>> = HashMap::new();
-        after(log, definition, table, before, |table, transaction, chains, around| {
-            for effect in table.effects(transaction, chains, around)? {
-                if rows.contains_key(&effect.key) {
-                    continue;
+        after(
+            log,
+            definition,
+            table,
+            before,
+            |table, transaction, chains, around| {
+                for effect in table.effects(transaction, chains, around)? {
+                    if rows.contains_key(&effect.key) {
+                        continue;
+                    }
+                    let row = effect
+                        .before
+                        .map(|row| keep(row, table, filter, needed, around))
+                        .transpose()?
+                        .flatten();
+                    rows.insert(effect.key, row);
                 }
-                let row = effect.before.map(|row| keep(row, table, filter, needed, around)).transpose()?.flatten();
-                rows.insert(effect.key, row);
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         Ok(Overlay { rows })
     }
 }
@@ -144,21 +169,27 @@ pub fn read_counts(
     before: &Snapshot,
 ) -> Result<HashMap<Key, Count>> {
     let mut counts: HashMap<Key, Count> = HashMap::new();
-    after(log, definition, table, before, |table, transaction, chains, around| {
-        let all = table.key.clone();
-        for chain in table.keyed_chains(transaction, chains, around)? {
-            for (end, sign) in [(chain.before, -1), (chain.after, 1)] {
-                let Some((key, row)) = end else { continue };
-                match counts.get_mut(&key) {
-                    Some(count) => count.gained += sign,
-                    None => {
-                        let row = keep(row, table, filter, &all, around)?;
-                        counts.insert(key, Count { gained: sign, row });
+    after(
+        log,
+        definition,
+        table,
+        before,
+        |table, transaction, chains, around| {
+            let all = table.key.clone();
+            for chain in table.keyed_chains(transaction, chains, around)? {
+                for (end, sign) in [(chain.before, -1), (chain.after, 1)] {
+                    let Some((key, row)) = end else { continue };
+                    match counts.get_mut(&key) {
+                        Some(count) => count.gained += sign,
+                        None => {
+                            let row = keep(row, table, filter, &all, around)?;
+                            counts.insert(key, Count { gained: sign, row });
+                        }
                     }
                 }
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     Ok(counts)
 }

@@ -43,12 +43,18 @@ impl Bounds {
             return Place::Gone("the log does not reach back so far");
         }
         if position > self.head {
-            return if self.in_recovery { Place::Later } else { Place::Gone("the position was never given out here") };
+            return if self.in_recovery {
+                Place::Later
+            } else {
+                Place::Gone("the position was never given out here")
+            };
         }
         // Between the last position of an era and the first of the next one nothing was given out by this history.
         let next = self.eras.iter().copied().find(|first| *first > position);
         match next.map(|first| last_up_to(first - 1)) {
-            Some(last) if last.is_none_or(|last| position > last) => Place::Gone("the position is of another history"),
+            Some(last) if last.is_none_or(|last| position > last) => {
+                Place::Gone("the position is of another history")
+            }
             _ => Place::Here,
         }
     }
@@ -57,7 +63,12 @@ impl Bounds {
 /// The bounds of the log, as the active snapshot sees it; None when nothing has been sequenced.
 pub fn bounds(log: &Log) -> Option<Bounds> {
     let (floor, head) = (log.oldest_batch()?.position, log.newest_batch()?.position);
-    Some(Bounds { eras: eras(), floor, head, in_recovery: reading::in_recovery() })
+    Some(Bounds {
+        eras: eras(),
+        floor,
+        head,
+        in_recovery: reading::in_recovery(),
+    })
 }
 
 fn eras() -> Vec<i64> {
@@ -68,8 +79,11 @@ fn eras() -> Vec<i64> {
 
 /// Calls `each` for the rows of a small table of ours, in the order of its primary key.
 fn each_row(name: &str, mut each: impl FnMut(scan::Row<'_>)) {
-    let Some(namespace) = our_namespace() else { return };
-    let table = relation_oid(namespace, name).and_then(|oid| Relation::open(oid, Lock::AccessShare));
+    let Some(namespace) = our_namespace() else {
+        return;
+    };
+    let table =
+        relation_oid(namespace, name).and_then(|oid| Relation::open(oid, Lock::AccessShare));
     let index = relation_oid(namespace, &format!("{name}_pkey"));
     if let (Some(table), Some(index)) = (table, index) {
         scan::scan(&table, index, &[], Direction::Forward, |row| {
@@ -82,7 +96,9 @@ fn each_row(name: &str, mut each: impl FnMut(scan::Row<'_>)) {
 /// Where a position is in the log.
 pub fn place(log: &Log, position: i64) -> Place {
     match bounds(log) {
-        Some(bounds) => bounds.place(position, |up_to| log.newest_batch_up_to(up_to).map(|batch| batch.position)),
+        Some(bounds) => bounds.place(position, |up_to| {
+            log.newest_batch_up_to(up_to).map(|batch| batch.position)
+        }),
         None if reading::in_recovery() => Place::Later,
         None => Place::Gone("nothing has been sequenced yet"),
     }
@@ -99,7 +115,13 @@ pub fn require(log: &Log, position: i64) -> Result<()> {
 
 /// The table of a shape; an error when it is gone.
 pub fn open_table(definition: &Definition) -> Result<Table> {
-    let Definition { relid, schema, table, key, .. } = definition;
+    let Definition {
+        relid,
+        schema,
+        table,
+        key,
+        ..
+    } = definition;
     Table::open(*relid, schema, table, key).ok_or_else(|| {
         let message = format!("table \"{schema}\".\"{table}\" does not exist");
         Error::Sql(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, "")
@@ -108,10 +130,15 @@ pub fn open_table(definition: &Definition) -> Result<Table> {
 
 /// Position from which the log is whole for a table; None when it is not captured, or that is not known yet.
 fn tracked_since(relid: u32) -> Tracked {
-    let family: Vec<u32> = std::iter::once(relid).chain(relation::ancestors(relid)).collect();
+    let family: Vec<u32> = std::iter::once(relid)
+        .chain(relation::ancestors(relid))
+        .collect();
     let mut found = Tracked::No;
     each_row("tracked", |row| {
-        let tracked = row.get::<pgrx::pg_sys::Oid>(1).expect("relid is not null").to_u32();
+        let tracked = row
+            .get::<pgrx::pg_sys::Oid>(1)
+            .expect("relid is not null")
+            .to_u32();
         if family.contains(&tracked) {
             found = match (row.get::<i64>(2), &found) {
                 (Some(since), Tracked::Since(other)) => Tracked::Since(since.min(*other)),
@@ -137,27 +164,46 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
     let log = Log::lock();
     let _latest = Latest::take();
     let again = |why: &str| Error::TryAgain(why.into());
-    let newest = log.newest_batch().ok_or_else(|| again("nothing has been sequenced yet"))?;
+    let newest = log
+        .newest_batch()
+        .ok_or_else(|| again("nothing has been sequenced yet"))?;
     match tracked_since(definition.relid) {
         Tracked::Since(since) if since <= newest.position => {}
         Tracked::No => {
-            let message = format!("table \"{}\".\"{}\" is not tracked", definition.schema, definition.table);
+            let message = format!(
+                "table \"{}\".\"{}\" is not tracked",
+                definition.schema, definition.table
+            );
             let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-            return Err(Error::Sql(code, message, "CALL shapefeed.track(...) has it captured."));
+            return Err(Error::Sql(
+                code,
+                message,
+                "CALL shapefeed.track(...) has it captured.",
+            ));
         }
         _ => return Err(again("the table's capture has not been sequenced yet")),
     }
     let ended = log.ends_above(newest.position);
-    if ended.iter().flat_map(|(_, ends)| ends).any(|end| concerns(end, definition, &table)) {
+    if ended
+        .iter()
+        .flat_map(|(_, ends)| ends)
+        .any(|end| concerns(end, definition, &table))
+    {
         return Err(again("the table's epoch is just ending"));
     }
     Ok(newest)
 }
 
 /// Whether a client of a shape can go on: the snapshot that it has is of `pin`, and it stands at `position`.
-fn place_of(definition: &Definition, pin: i64, position: i64) -> Result<(&'static str, Option<String>)> {
+fn place_of(
+    definition: &Definition,
+    pin: i64,
+    position: i64,
+) -> Result<(&'static str, Option<String>)> {
     reading::may_read()?;
-    let Ok(table) = open_table(definition) else { return Ok(("gone", Some("the table is gone".into()))) };
+    let Ok(table) = open_table(definition) else {
+        return Ok(("gone", Some("the table is gone".into())));
+    };
     let log = Log::lock();
     let _latest = Latest::take();
     for position in [pin, position] {
@@ -168,7 +214,10 @@ fn place_of(definition: &Definition, pin: i64, position: i64) -> Result<(&'stati
         }
     }
     let ends = log.ends_above(pin);
-    let ended = ends.iter().flat_map(|(_, ends)| ends).find(|end| concerns(end, definition, &table));
+    let ended = ends
+        .iter()
+        .flat_map(|(_, ends)| ends)
+        .find(|end| concerns(end, definition, &table));
     Ok(match ended {
         Some(end) => ("gone", Some(end.reason.clone())),
         None => ("ok", None),
@@ -183,20 +232,43 @@ fn as_int8(xids: impl IntoIterator<Item = u64>) -> Vec<i64> {
 #[pg_extern(sql = false)]
 fn _pin(
     definition: JsonB,
-) -> TableIterator<'static, (name!(position, i64), name!(xmin, i64), name!(xmax, i64), name!(xip, Vec<i64>))> {
-    let batch = Definition::from_jsonb(definition).and_then(|definition| pin(&definition)).or_raise();
-    let Batch { position, snapshot, .. } = batch;
-    TableIterator::once((position, snapshot.xmin as i64, snapshot.xmax as i64, as_int8(snapshot.xip)))
+) -> TableIterator<
+    'static,
+    (
+        name!(position, i64),
+        name!(xmin, i64),
+        name!(xmax, i64),
+        name!(xip, Vec<i64>),
+    ),
+> {
+    let batch = Definition::from_jsonb(definition)
+        .and_then(|definition| pin(&definition))
+        .or_raise();
+    let Batch {
+        position, snapshot, ..
+    } = batch;
+    TableIterator::once((
+        position,
+        snapshot.xmin as i64,
+        snapshot.xmax as i64,
+        as_int8(snapshot.xip),
+    ))
 }
 
 /// `shapefeed._batch`: what is visible at a batch end; no row if there is no such.
 #[pg_extern(sql = false)]
-fn _batch(position: i64) -> TableIterator<'static, (name!(xmin, i64), name!(xmax, i64), name!(xip, Vec<i64>))> {
+fn _batch(
+    position: i64,
+) -> TableIterator<'static, (name!(xmin, i64), name!(xmax, i64), name!(xip, Vec<i64>))> {
     reading::may_read().or_raise();
     let log = Log::lock();
     let _latest = Latest::take();
     let snapshot = log.batch(position).map(|batch| batch.snapshot);
-    TableIterator::new(snapshot.into_iter().map(|s| (s.xmin as i64, s.xmax as i64, as_int8(s.xip))))
+    TableIterator::new(
+        snapshot
+            .into_iter()
+            .map(|s| (s.xmin as i64, s.xmax as i64, as_int8(s.xip))),
+    )
 }
 
 /// `shapefeed._place`: whether a client of the shape can go on from where it stands.
@@ -217,8 +289,19 @@ mod tests {
     #[test]
     fn places() {
         // Two eras: 100..=110, 500..=520. The log is whole from 105.
-        let bounds = |in_recovery| Bounds { eras: vec![100, 500], floor: 105, head: 520, in_recovery };
-        let last_up_to = |up_to: i64| if up_to >= 520 { Some(520) } else { Some(110.min(up_to)) };
+        let bounds = |in_recovery| Bounds {
+            eras: vec![100, 500],
+            floor: 105,
+            head: 520,
+            in_recovery,
+        };
+        let last_up_to = |up_to: i64| {
+            if up_to >= 520 {
+                Some(520)
+            } else {
+                Some(110.min(up_to))
+            }
+        };
         let at = |position, in_recovery| bounds(in_recovery).place(position, last_up_to);
         assert!(matches!(at(104, false), Place::Gone(_)));
         assert_eq!(at(105, false), Place::Here);

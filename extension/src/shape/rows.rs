@@ -37,19 +37,34 @@ impl Selection {
     /// The query that reads a shape's rows now. Its where clause is text that Postgres deparsed.
     pub fn query(&self, definition: &Definition, table: &Table, order: Order<'_>) -> String {
         let names = |places: &[usize]| {
-            let names: Vec<_> = places.iter().map(|place| identifier(table.name_of(*place))).collect();
+            let names: Vec<_> = places
+                .iter()
+                .map(|place| identifier(table.name_of(*place)))
+                .collect();
             names.join(", ")
         };
         let only = if table.partitioned { "" } else { "only " };
         let from = query::qualified(&definition.schema, &definition.table);
         let mut sql = format!("select {} from {only}{from}", names(&self.queried));
-        let mut conditions: Vec<String> = definition.where_text.iter().map(|text| format!("({text})")).collect();
+        let mut conditions: Vec<String> = definition
+            .where_text
+            .iter()
+            .map(|text| format!("({text})"))
+            .collect();
         if let Order::Key(Some(after)) = order {
             let values = after.iter().zip(&table.key).map(|(text, place)| {
                 let text = String::from_utf8_lossy(text);
-                format!("{}::{}", literal(&text), query::type_name(table.type_of(*place)))
+                format!(
+                    "{}::{}",
+                    literal(&text),
+                    query::type_name(table.type_of(*place))
+                )
             });
-            conditions.push(format!("({}) > ({})", names(&table.key), values.collect::<Vec<_>>().join(", ")));
+            conditions.push(format!(
+                "({}) > ({})",
+                names(&table.key),
+                values.collect::<Vec<_>>().join(", ")
+            ));
         }
         if !conditions.is_empty() {
             sql += &format!(" where {}", conditions.join(" and "));
@@ -72,7 +87,13 @@ pub struct RowWriter {
 impl RowWriter {
     /// A writer for rows that [`Selection::query`] returns.
     pub fn of_query(selection: &Selection, table: &Table) -> RowWriter {
-        let at = |place: &usize| selection.queried.iter().position(|other| other == place).expect("all are queried");
+        let at = |place: &usize| {
+            selection
+                .queried
+                .iter()
+                .position(|other| other == place)
+                .expect("all are queried")
+        };
         RowWriter::new(selection, table, at)
     }
 
@@ -82,7 +103,12 @@ impl RowWriter {
     }
 
     fn new(selection: &Selection, table: &Table, at: impl Fn(&usize) -> usize) -> RowWriter {
-        let columns = |places: &[usize]| places.iter().map(|place| table.column(*place, at(place))).collect();
+        let columns = |places: &[usize]| {
+            places
+                .iter()
+                .map(|place| table.column(*place, at(place)))
+                .collect()
+        };
         let mut head = b"{\"key\":\"".to_vec();
         table.message.begin_key(&mut head);
         RowWriter {
@@ -95,7 +121,12 @@ impl RowWriter {
 
     /// Appends a row, unless `wanted` does not want its key.
     #[inline]
-    pub fn put(&mut self, value: impl Fn(usize) -> Option<Datum>, out: &mut Vec<u8>, wanted: impl FnOnce(&[u8]) -> bool) -> bool {
+    pub fn put(
+        &mut self,
+        value: impl Fn(usize) -> Option<Datum>,
+        out: &mut Vec<u8>,
+        wanted: impl FnOnce(&[u8]) -> bool,
+    ) -> bool {
         let start = out.len();
         self.put_head(&value, out);
         if !wanted(&out[start + KEY_START..]) {
@@ -111,7 +142,9 @@ impl RowWriter {
     #[inline]
     fn put_head(&mut self, value: impl Fn(usize) -> Option<Datum>, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.head);
-        self.key.iter_mut().for_each(|column| column.put_key(value(column.index), out));
+        self.key
+            .iter_mut()
+            .for_each(|column| column.put_key(value(column.index), out));
     }
 
     /// The key of a row, as its message has it.
@@ -123,12 +156,19 @@ impl RowWriter {
 
     /// The values of a row's key.
     pub fn key_values(&self, value: impl Fn(usize) -> Option<Datum>) -> Vec<Datum> {
-        self.key.iter().map(|column| value(column.index).unwrap_or(Datum::null())).collect()
+        self.key
+            .iter()
+            .map(|column| value(column.index).unwrap_or(Datum::null()))
+            .collect()
     }
 
     /// The texts of a row's key.
     pub fn key_texts(&mut self, value: impl Fn(usize) -> Option<Datum>) -> Vec<Vec<u8>> {
-        let text = |column: &mut Column| value(column.index).map(|value| column.text(value)).unwrap_or_default();
+        let text = |column: &mut Column| {
+            value(column.index)
+                .map(|value| column.text(value))
+                .unwrap_or_default()
+        };
         self.key.iter_mut().map(text).collect()
     }
 }
@@ -226,7 +266,10 @@ mod tests {
         row("{3}", true);
         assert_eq!(pieces.bytes as usize, 9 + large.len());
         pieces.mark(END, "");
-        assert_eq!(pieces.pop().unwrap(), [b"D{1},\n{2},\n", large.as_bytes()].concat());
+        assert_eq!(
+            pieces.pop().unwrap(),
+            [b"D{1},\n{2},\n", large.as_bytes()].concat()
+        );
         assert_eq!(pieces.pop().unwrap(), b"D{3}");
         assert_eq!(pieces.pop().unwrap(), b"E");
         assert_eq!(pieces.pop(), None);

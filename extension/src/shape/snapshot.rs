@@ -49,7 +49,11 @@ impl Snapshot {
     /// Reads what cannot wait: the overlay, and as much of the rows as is needed to know whether they fit one chunk.
     pub fn begin(request: Request) -> Result<Snapshot> {
         reading::may_read()?;
-        let mut snapshot = Snapshot { request, pieces: Pieces::default(), rows: None };
+        let mut snapshot = Snapshot {
+            request,
+            pieces: Pieces::default(),
+            rows: None,
+        };
         if snapshot.request.definition.log == LogMode::Full {
             snapshot.read_first()?;
         }
@@ -60,7 +64,12 @@ impl Snapshot {
     }
 
     fn read_first(&mut self) -> Result<()> {
-        let Request { definition, position, threshold, cursor } = &self.request;
+        let Request {
+            definition,
+            position,
+            threshold,
+            cursor,
+        } = &self.request;
         let (threshold, _role) = (*threshold, definition.enter()?);
         let mut table = place::open_table(definition)?;
         let log = Log::lock();
@@ -72,20 +81,51 @@ impl Snapshot {
         let selection = Selection::new(definition, &table)?;
         let mut filter = Filter::new(definition)?;
         if !table.keyed {
-            let source = keyless::Source { log: &log, definition, before: &before };
-            return keyless::read(&source, &mut table, &mut filter, threshold, cursor.as_deref(), &mut self.pieces);
+            let source = keyless::Source {
+                log: &log,
+                definition,
+                before: &before,
+            };
+            return keyless::read(
+                &source,
+                &mut table,
+                &mut filter,
+                threshold,
+                cursor.as_deref(),
+                &mut self.pieces,
+            );
         }
-        let overlay = Overlay::read(&log, definition, &mut table, &mut filter, &selection.selected, &before)?;
+        let overlay = Overlay::read(
+            &log,
+            definition,
+            &mut table,
+            &mut filter,
+            &selection.selected,
+            &before,
+        )?;
         drop(log);
-        let after = cursor.as_deref().map(|digits| cursor::decode(digits, table.key.len()).ok_or_else(bad_cursor));
+        let after = cursor
+            .as_deref()
+            .map(|digits| cursor::decode(digits, table.key.len()).ok_or_else(bad_cursor));
         let after = after.transpose()?;
         if after.is_none() && self.fits_one_chunk(&table, &selection, &overlay) {
             return Ok(());
         }
         self.pieces = Pieces::default();
-        let query = selection.query(&self.request.definition, &table, Order::Key(after.as_deref()));
+        let query = selection.query(
+            &self.request.definition,
+            &table,
+            Order::Key(after.as_deref()),
+        );
         let base = Cursor::open(&query, Goal::FirstRows);
-        self.rows = Some(Rows::new(base, &table, &selection, overlay, after.as_deref(), threshold)?);
+        self.rows = Some(Rows::new(
+            base,
+            &table,
+            &selection,
+            overlay,
+            after.as_deref(),
+            threshold,
+        )?);
         Ok(())
     }
 
@@ -123,7 +163,9 @@ impl Snapshot {
 
     /// Reads on until there is a whole piece.
     fn read_on(&mut self) -> Result<()> {
-        let Some(rows) = &mut self.rows else { return Ok(()) };
+        let Some(rows) = &mut self.rows else {
+            return Ok(());
+        };
         let _role = AsRole::enter(&self.request.definition.role)?;
         while !self.pieces.is_ready() {
             if !rows.read_on(&mut self.pieces) {
@@ -139,7 +181,11 @@ impl Snapshot {
 
     /// Nothing may have ended above the position while it was being read.
     fn check_again(&self) -> Result<()> {
-        let Request { definition, position, .. } = &self.request;
+        let Request {
+            definition,
+            position,
+            ..
+        } = &self.request;
         let table = place::open_table(definition)?;
         let log = Log::lock();
         let _latest = Latest::take();
@@ -161,7 +207,11 @@ impl Iterator for Snapshot {
 
 fn check_ends(log: &Log, definition: &Definition, table: &Table, position: i64) -> Result<()> {
     let ends = log.ends_above(position);
-    match ends.iter().flat_map(|(_, ends)| ends).find(|end| concerns(end, definition, table)) {
+    match ends
+        .iter()
+        .flat_map(|(_, ends)| ends)
+        .find(|end| concerns(end, definition, table))
+    {
         Some(end) => Err(ended(end)),
         None => Ok(()),
     }
@@ -170,7 +220,11 @@ fn check_ends(log: &Log, definition: &Definition, table: &Table, position: i64) 
 /// The error for a cursor that this server cannot have given out for the shape.
 pub fn bad_cursor() -> Error {
     let code = pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-    Error::Sql(code, "invalid cursor".into(), "Pass the digits that a chunk ended with.")
+    Error::Sql(
+        code,
+        "invalid cursor".into(),
+        "Pass the digits that a chunk ended with.",
+    )
 }
 
 /// Rows in key order: those of the base query and those of the overlay, merged.
@@ -214,9 +268,25 @@ impl Rows {
         }
         others.sort_by(|a, b| order.compare(&key(a), &key(b)));
         let writer = RowWriter::of_query(selection, table);
-        let chunk = Chunk { threshold, bytes: 0, cut: None };
-        let merge = Merge { writer, touched, others: others.into(), other_writer, order, chunk };
-        Ok(Rows { base, merge, scratch: Context::new(), pace: Pace::default() })
+        let chunk = Chunk {
+            threshold,
+            bytes: 0,
+            cut: None,
+        };
+        let merge = Merge {
+            writer,
+            touched,
+            others: others.into(),
+            other_writer,
+            order,
+            chunk,
+        };
+        Ok(Rows {
+            base,
+            merge,
+            scratch: Context::new(),
+            pace: Pace::default(),
+        })
     }
 
     /// Reads some rows more; false when there are none left.
@@ -224,7 +294,9 @@ impl Rows {
         let before = pieces.bytes;
         let asked = self.pace.rows();
         let (merge, scratch) = (&mut self.merge, &self.scratch);
-        let got = self.base.fetch(asked, &mut |row| scratch.run(|| merge.put_base(&row, pieces)));
+        let got = self.base.fetch(asked, &mut |row| {
+            scratch.run(|| merge.put_base(&row, pieces))
+        });
         if got < asked {
             scratch.run(|| while merge.put_other(None, pieces) {});
         }
@@ -243,18 +315,23 @@ impl Merge {
         let (writer, touched) = (&mut self.writer, &self.touched);
         let wanted = |key: &[u8]| touched.is_empty() || !touched.contains(key);
         // Only a row that is put may end the chunk before it.
-        if self.chunk.cut.is_some() && (touched.is_empty() || wanted(&writer.key(|index| row.get(index)))) {
+        if self.chunk.cut.is_some()
+            && (touched.is_empty() || wanted(&writer.key(|index| row.get(index))))
+        {
             self.chunk.begin_row(pieces);
         }
         let bytes = pieces.put(|out| writer.put(|index| row.get(index), out, wanted));
         if self.chunk.is_full_after(bytes) {
-            self.chunk.cut_after(self.writer.key_texts(|index| row.get(index)));
+            self.chunk
+                .cut_after(self.writer.key_texts(|index| row.get(index)));
         }
     }
 
     /// Puts the next row of the overlay, if it comes before this key.
     fn put_other(&mut self, limit: Option<&[Datum]>, pieces: &mut Pieces) -> bool {
-        let Some(row) = self.others.front() else { return false };
+        let Some(row) = self.others.front() else {
+            return false;
+        };
         let writer = &mut self.other_writer;
         let is_next = limit.is_none_or(|limit| {
             let key = writer.key_values(|index| row.get(index));
@@ -266,7 +343,8 @@ impl Merge {
         self.chunk.begin_row(pieces);
         let bytes = pieces.put(|out| writer.put(|index| row.get(index), out, |_| true));
         if self.chunk.is_full_after(bytes) {
-            self.chunk.cut_after(writer.key_texts(|index| row.get(index)));
+            self.chunk
+                .cut_after(writer.key_texts(|index| row.get(index)));
         }
         self.others.pop_front();
         true
@@ -338,6 +416,11 @@ fn _snapshot(
     cursor: Option<String>,
 ) -> SetOfIterator<'static, Vec<u8>> {
     let definition = Definition::from_jsonb(definition).or_raise();
-    let request = Request { definition, position, threshold: threshold.max(1) as u64, cursor };
+    let request = Request {
+        definition,
+        position,
+        threshold: threshold.max(1) as u64,
+        cursor,
+    };
     SetOfIterator::new(Snapshot::begin(request).or_raise())
 }

@@ -46,10 +46,27 @@ impl Family {
 
     fn of_open(relid: u32, facts: &Facts) -> Family {
         // Children of an inheritance parent are tables of their own: it is read with ONLY.
-        let members = if facts.kind == PARTITIONED { relation::inheritors(relid) } else { vec![relid] };
-        let ancestors = if facts.is_partition { relation::ancestors(relid) } else { Vec::new() };
-        let types = facts.attributes.iter().map(|attribute| attribute.type_oid).collect();
-        Family { relid, members, ancestors, types }
+        let members = if facts.kind == PARTITIONED {
+            relation::inheritors(relid)
+        } else {
+            vec![relid]
+        };
+        let ancestors = if facts.is_partition {
+            relation::ancestors(relid)
+        } else {
+            Vec::new()
+        };
+        let types = facts
+            .attributes
+            .iter()
+            .map(|attribute| attribute.type_oid)
+            .collect();
+        Family {
+            relid,
+            members,
+            ancestors,
+            types,
+        }
     }
 
     /// All of its relations.
@@ -106,18 +123,37 @@ impl Table {
         let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare)?;
         let facts = relation.facts();
         let family = Family::of_open(relid, &facts);
-        family.members.iter().for_each(|relid| reading::lock_shared(Oid::from_u32(*relid)));
-        let names: Vec<String> =
-            facts.attributes.iter().map(|a| if a.dropped { String::new() } else { a.name.clone() }).collect();
+        family
+            .members
+            .iter()
+            .for_each(|relid| reading::lock_shared(Oid::from_u32(*relid)));
+        let names: Vec<String> = facts
+            .attributes
+            .iter()
+            .map(|a| {
+                if a.dropped {
+                    String::new()
+                } else {
+                    a.name.clone()
+                }
+            })
+            .collect();
         let find = |name: &String| names.iter().position(|other| other == name);
         let places = if key.is_empty() {
-            (0..names.len()).filter(|place| !names[*place].is_empty()).collect()
+            (0..names.len())
+                .filter(|place| !names[*place].is_empty())
+                .collect()
         } else {
             key.iter().map(find).collect::<Option<Vec<_>>>()?
         };
         let functions = Context::new();
-        let key_columns = places.iter().map(|place| Column::new(&relation, *place, *place, &functions)).collect();
-        let kinds = (0..names.len()).map(|column| Kind::of(&relation, column)).collect();
+        let key_columns = places
+            .iter()
+            .map(|place| Column::new(&relation, *place, *place, &functions))
+            .collect();
+        let kinds = (0..names.len())
+            .map(|column| Kind::of(&relation, column))
+            .collect();
         Some(Table {
             partitioned: facts.kind == PARTITIONED,
             relation,
@@ -125,7 +161,11 @@ impl Table {
             message: message::Relation::new(schema, table),
             names,
             kinds,
-            types: facts.attributes.iter().map(|attribute| Oid::from_u32(attribute.type_oid)).collect(),
+            types: facts
+                .attributes
+                .iter()
+                .map(|attribute| Oid::from_u32(attribute.type_oid))
+                .collect(),
             key: places,
             keyed: !key.is_empty(),
             key_columns,
@@ -147,7 +187,10 @@ impl Table {
 
     /// Places of columns by their names, from 0; None when one is gone.
     pub fn places(&self, names: &[String]) -> Option<Vec<usize>> {
-        names.iter().map(|name| self.names.iter().position(|other| other == name)).collect()
+        names
+            .iter()
+            .map(|name| self.names.iter().position(|other| other == name))
+            .collect()
     }
 
     /// The name of a column.
@@ -162,7 +205,10 @@ impl Table {
 
     /// Columns to write as JSON, each read at its own place in a row of the table.
     pub fn columns(&self, places: &[usize]) -> Vec<Column> {
-        places.iter().map(|place| self.column(*place, *place)).collect()
+        places
+            .iter()
+            .map(|place| self.column(*place, *place))
+            .collect()
     }
 
     /// A column of the table that is read at `index` of a row.
@@ -175,7 +221,11 @@ impl Table {
         let mut key = Vec::with_capacity(64);
         self.message.begin_key(&mut key);
         let columns = &mut self.key_columns;
-        self.scratch.run(|| columns.iter_mut().for_each(|column| column.put_key(row.get(column.index), &mut key)));
+        self.scratch.run(|| {
+            columns
+                .iter_mut()
+                .for_each(|column| column.put_key(row.get(column.index), &mut key))
+        });
         key.into()
     }
 
@@ -188,10 +238,26 @@ impl Table {
     ) -> Result<Vec<Keyed<Key, Row>>> {
         let mut all = Vec::new();
         for chain in chains {
-            let before = self.end(transaction, chain.before.filter(|v| self.family.members.contains(&v.relid)), around)?;
-            let after = self.end(transaction, chain.after.filter(|v| self.family.members.contains(&v.relid)), around)?;
+            let before = self.end(
+                transaction,
+                chain
+                    .before
+                    .filter(|v| self.family.members.contains(&v.relid)),
+                around,
+            )?;
+            let after = self.end(
+                transaction,
+                chain
+                    .after
+                    .filter(|v| self.family.members.contains(&v.relid)),
+                around,
+            )?;
             if before.is_some() || after.is_some() {
-                all.push(Keyed { start: chain.start, before, after });
+                all.push(Keyed {
+                    start: chain.start,
+                    before,
+                    after,
+                });
             }
         }
         self.scratch.reset();
@@ -205,7 +271,11 @@ impl Table {
         chains: &[Chain<'_>],
         around: &Around<'_>,
     ) -> Result<Vec<Effect>> {
-        Ok(net::effects(self.keyed_chains(transaction, chains, around)?))
+        Ok(net::effects(self.keyed_chains(
+            transaction,
+            chains,
+            around,
+        )?))
     }
 
     fn end(
@@ -214,7 +284,9 @@ impl Table {
         version: Option<Version<'_>>,
         around: &Around<'_>,
     ) -> Result<Option<(Key, Row)>> {
-        let Some(version) = version else { return Ok(None) };
+        let Some(version) = version else {
+            return Ok(None);
+        };
         let mut row = self.row(transaction, &version)?;
         if row.is_external() {
             self.fetch(&mut row, &self.key.clone(), around)?;
@@ -227,8 +299,13 @@ impl Table {
         let reader = self.leaf(version.relid)?;
         let current = &reader.layout;
         let readable = *reader.readable.entry(version.layout).or_insert_with(|| {
-            let known = transaction.layouts.iter().find(|(hash, _)| *hash == version.layout);
-            let old = known.map(|(_, layout)| layout.clone()).or_else(|| layout::load(version.layout));
+            let known = transaction
+                .layouts
+                .iter()
+                .find(|(hash, _)| *hash == version.layout);
+            let old = known
+                .map(|(_, layout)| layout.clone())
+                .or_else(|| layout::load(version.layout));
             old.is_some_and(|old| old.decodes_with(current))
         });
         if !readable {
@@ -239,11 +316,19 @@ impl Table {
 
     fn leaf(&mut self, relid: u32) -> Result<&mut LeafReader> {
         if !self.leaves.contains_key(&relid) {
-            let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare).ok_or_else(changed)?;
+            let relation =
+                Relation::open(Oid::from_u32(relid), Lock::AccessShare).ok_or_else(changed)?;
             let layout = layout::current(&relation);
             let readable = HashMap::from([(layout.hash(), true)]);
             let leaf = Leaf::new(relation, &self.relation);
-            self.leaves.insert(relid, LeafReader { leaf, layout, readable });
+            self.leaves.insert(
+                relid,
+                LeafReader {
+                    leaf,
+                    layout,
+                    readable,
+                },
+            );
         }
         Ok(self.leaves.get_mut(&relid).expect("it was just put there"))
     }
@@ -270,17 +355,30 @@ impl Table {
         if let Some(value) = fetched {
             return Ok(value);
         }
-        let Some(later) = around.log.copy_of(leaf, pointer.value_id, around.before)? else { return Err(changed()) };
+        let Some(later) = around.log.copy_of(leaf, pointer.value_id, around.before)? else {
+            return Err(changed());
+        };
         let records = later.records()?;
-        self.copied(leaf, pointer.value_id, &records)?.ok_or_else(changed)
+        self.copied(leaf, pointer.value_id, &records)?
+            .ok_or_else(changed)
     }
 
     /// A value that one of these records replaced or removed, and therefore has a copy of.
-    fn copied(&mut self, leaf: u32, value_id: u32, records: &[Record<'_>]) -> Result<Option<Vec<u64>>> {
-        let found = records.iter().filter(|record| record.relid == leaf).find_map(|record| {
-            let old = record.old?;
-            old.copied().find(|(_, id)| *id == value_id).map(|(attnum, _)| (old, attnum))
-        });
+    fn copied(
+        &mut self,
+        leaf: u32,
+        value_id: u32,
+        records: &[Record<'_>],
+    ) -> Result<Option<Vec<u64>>> {
+        let found = records
+            .iter()
+            .filter(|record| record.relid == leaf)
+            .find_map(|record| {
+                let old = record.old?;
+                old.copied()
+                    .find(|(_, id)| *id == value_id)
+                    .map(|(attnum, _)| (old, attnum))
+            });
         match found {
             Some((old, attnum)) => Ok(self.leaf(leaf)?.leaf.inline_value(old.bytes, attnum)),
             None => Ok(None),
@@ -288,7 +386,13 @@ impl Table {
     }
 
     /// Two rows have the same values in these columns. What only one of them has out of line is fetched.
-    pub fn same(&mut self, a: &mut Row, b: &mut Row, columns: &[usize], around: &Around<'_>) -> Result<bool> {
+    pub fn same(
+        &mut self,
+        a: &mut Row,
+        b: &mut Row,
+        columns: &[usize],
+        around: &Around<'_>,
+    ) -> Result<bool> {
         for column in columns {
             if !self.same_value(a, b, *column, around)? {
                 return Ok(false);
@@ -298,7 +402,13 @@ impl Table {
     }
 
     /// Two rows have the same value in a column.
-    pub fn same_value(&mut self, a: &mut Row, b: &mut Row, column: usize, around: &Around<'_>) -> Result<bool> {
+    pub fn same_value(
+        &mut self,
+        a: &mut Row,
+        b: &mut Row,
+        column: usize,
+        around: &Around<'_>,
+    ) -> Result<bool> {
         let kind = self.kinds[column];
         if a.pointer(column, &kind).is_some() != b.pointer(column, &kind).is_some() {
             self.fetch(a, &[column], around)?;
@@ -312,19 +422,30 @@ impl Table {
     }
 
     /// Appends members of a JSON object: these columns of a row, whose out-of-line values are fetched.
-    pub fn put_members(&mut self, columns: &mut [Column], row: &mut Row, around: &Around<'_>, out: &mut Vec<u8>) -> Result<()> {
+    pub fn put_members(
+        &mut self,
+        columns: &mut [Column],
+        row: &mut Row,
+        around: &Around<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         if row.is_external() {
             let places: Vec<usize> = columns.iter().map(|column| column.index).collect();
             self.fetch(row, &places, around)?;
         }
-        self.scratch.run(|| put_members(columns, |index| row.get(index), out));
+        self.scratch
+            .run(|| put_members(columns, |index| row.get(index), out));
         Ok(())
     }
 }
 
 /// Appends members of a JSON object.
 #[inline]
-pub fn put_members(columns: &mut [Column], value: impl Fn(usize) -> Option<Datum>, out: &mut Vec<u8>) {
+pub fn put_members(
+    columns: &mut [Column],
+    value: impl Fn(usize) -> Option<Datum>,
+    out: &mut Vec<u8>,
+) {
     for (i, column) in columns.iter_mut().enumerate() {
         if i > 0 {
             out.push(b',');

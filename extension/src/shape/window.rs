@@ -116,8 +116,16 @@ impl Log {
     }
 
     /// Runs a scan whose values are not needed after it.
-    fn scan(&self, member: &Member, index: Oid, keys: &[Key], direction: Direction, each: impl FnMut(scan::Row<'_>) -> bool) {
-        self.memory.run(|| scan::scan(&member.table, index, keys, direction, each));
+    fn scan(
+        &self,
+        member: &Member,
+        index: Oid,
+        keys: &[Key],
+        direction: Direction,
+        each: impl FnMut(scan::Row<'_>) -> bool,
+    ) {
+        self.memory
+            .run(|| scan::scan(&member.table, index, keys, direction, each));
         self.memory.reset();
     }
 
@@ -128,32 +136,48 @@ impl Log {
 
     /// The newest batch that ends at or before a position.
     pub fn newest_batch_up_to(&self, position: i64) -> Option<Batch> {
-        self.batches.iter().filter_map(|member| self.first_batch(member, position, Direction::Backward)).max_by_key(|b| b.position)
+        self.batches
+            .iter()
+            .filter_map(|member| self.first_batch(member, position, Direction::Backward))
+            .max_by_key(|b| b.position)
     }
 
     /// The oldest batch that is still there.
     pub fn oldest_batch(&self) -> Option<Batch> {
-        self.batches.iter().filter_map(|member| self.first_batch(member, i64::MAX, Direction::Forward)).min_by_key(|b| b.position)
+        self.batches
+            .iter()
+            .filter_map(|member| self.first_batch(member, i64::MAX, Direction::Forward))
+            .min_by_key(|b| b.position)
     }
 
     fn first_batch(&self, member: &Member, up_to: i64, direction: Direction) -> Option<Batch> {
         let mut found = None;
-        self.scan(member, member.key, &[Key::int8_up_to(1, up_to)], direction, |row| {
-            found = Some(batch_of(&row));
-            false
-        });
+        self.scan(
+            member,
+            member.key,
+            &[Key::int8_up_to(1, up_to)],
+            direction,
+            |row| {
+                found = Some(batch_of(&row));
+                false
+            },
+        );
         found
     }
 
     /// The batch that ends exactly here.
     pub fn batch(&self, position: i64) -> Option<Batch> {
-        self.newest_batch_up_to(position).filter(|batch| batch.position == position)
+        self.newest_batch_up_to(position)
+            .filter(|batch| batch.position == position)
     }
 
     /// The newest resting position in a stretch, both ends included.
     pub fn resting_position(&self, from: i64, to: i64) -> Option<i64> {
         let newest = |member: &Member| {
-            let keys = [Key::int8_above(1, from.saturating_sub(1)), Key::int8_up_to(1, to)];
+            let keys = [
+                Key::int8_above(1, from.saturating_sub(1)),
+                Key::int8_up_to(1, to),
+            ];
             let mut found = None;
             self.scan(member, member.key, &keys, Direction::Backward, |row| {
                 let batch = batch_of(&row);
@@ -167,7 +191,13 @@ impl Log {
 
     /// Transactions with a position above `after`, up to `to`, that touched what `wanted` says, in order; about as many
     /// as `limit` says. Also the position up to which these are all.
-    pub fn commits(&self, after: i64, to: i64, wanted: impl Fn(&Commit) -> bool, limit: usize) -> (Vec<Commit>, i64) {
+    pub fn commits(
+        &self,
+        after: i64,
+        to: i64,
+        wanted: impl Fn(&Commit) -> bool,
+        limit: usize,
+    ) -> (Vec<Commit>, i64) {
         let (mut found, mut complete_to) = (Vec::new(), to);
         for member in &self.commits {
             let keys = [Key::int8_above(1, after), Key::int8_up_to(1, complete_to)];
@@ -192,15 +222,25 @@ impl Log {
 
     /// What ended above a position, in order.
     pub fn ends_above(&self, position: i64) -> Vec<(i64, Vec<End>)> {
-        let Some(namespace) = our_namespace() else { return Vec::new() };
+        let Some(namespace) = our_namespace() else {
+            return Vec::new();
+        };
         let mut all = Vec::new();
         for (number, member) in self.commits.iter().enumerate() {
-            let Some(index) = relation_oid(namespace, &format!("commit_{number}_ends")) else { continue };
-            self.scan(member, index, &[Key::int8_above(1, position)], Direction::Forward, |row| {
-                let commit = commit_of(&row);
-                all.push((commit.position, commit.ends));
-                true
-            });
+            let Some(index) = relation_oid(namespace, &format!("commit_{number}_ends")) else {
+                continue;
+            };
+            self.scan(
+                member,
+                index,
+                &[Key::int8_above(1, position)],
+                Direction::Forward,
+                |row| {
+                    let commit = commit_of(&row);
+                    all.push((commit.position, commit.ends));
+                    true
+                },
+            );
         }
         all.sort_unstable_by_key(|(position, _)| *position);
         all
@@ -208,14 +248,24 @@ impl Log {
 
     /// Transactions that the active snapshot sees and `before` does not, in commit order; without their records.
     pub fn unseen_by(&self, before: &Snapshot) -> Vec<Summary> {
-        let keys = before.xip.iter().map(|xid| Key::xid_is(1, *xid)).chain([Key::xid_from(1, before.xmax)]);
+        let keys = before
+            .xip
+            .iter()
+            .map(|xid| Key::xid_is(1, *xid))
+            .chain([Key::xid_from(1, before.xmax)]);
         let keys: Vec<Key> = keys.collect();
         let mut all = Transactions::default();
         for (number, member) in self.changes.iter().enumerate() {
             for key in &keys {
                 self.scan(member, member.key, &[*key], Direction::Forward, |row| {
                     let seq = row.get(3).expect("seq is not null");
-                    all.add(row.xid(1), seq, number, &relids(row.get(4)), row.get::<pgrx::JsonB>(5).map(|notes| notes.0));
+                    all.add(
+                        row.xid(1),
+                        seq,
+                        number,
+                        &relids(row.get(4)),
+                        row.get::<pgrx::JsonB>(5).map(|notes| notes.0),
+                    );
                     true
                 });
             }
@@ -225,25 +275,44 @@ impl Log {
 
     /// Reads a transaction's chunks.
     pub fn transaction(&self, member: usize, xid: u64) -> Transaction {
-        let mut transaction = Transaction { xid, chunks: Vec::new(), layouts: Vec::new() };
+        let mut transaction = Transaction {
+            xid,
+            chunks: Vec::new(),
+            layouts: Vec::new(),
+        };
         let member = &self.changes[member];
-        self.scan(member, member.key, &[Key::xid_is(1, xid)], Direction::Forward, |row| {
-            transaction.chunks.push(row.get::<Vec<u8>>(6).expect("data is not null"));
-            if let Some(notes) = row.get::<pgrx::JsonB>(5) {
-                transaction.layouts.extend(layouts(&notes.0));
-            }
-            true
-        });
+        self.scan(
+            member,
+            member.key,
+            &[Key::xid_is(1, xid)],
+            Direction::Forward,
+            |row| {
+                transaction
+                    .chunks
+                    .push(row.get::<Vec<u8>>(6).expect("data is not null"));
+                if let Some(notes) = row.get::<pgrx::JsonB>(5) {
+                    transaction.layouts.extend(layouts(&notes.0));
+                }
+                true
+            },
+        );
         transaction
     }
 
     /// The transaction that has a copy of an out-of-line value, because it replaced or removed it.
-    pub fn copy_of(&self, leaf: u32, value_id: u32, since: &Snapshot) -> Result<Option<Transaction>> {
+    pub fn copy_of(
+        &self,
+        leaf: u32,
+        value_id: u32,
+        since: &Snapshot,
+    ) -> Result<Option<Transaction>> {
         if self.copies.get().is_none() {
             let _ = self.copies.set(self.find_copies(since)?);
         }
         let copies = self.copies.get().expect("it was just set");
-        Ok(copies.get(&(leaf, value_id)).map(|place| self.transaction(place.member, place.xid)))
+        Ok(copies
+            .get(&(leaf, value_id))
+            .map(|place| self.transaction(place.member, place.xid)))
     }
 
     fn find_copies(&self, since: &Snapshot) -> Result<HashMap<(u32, u32), Place>> {
@@ -252,7 +321,10 @@ impl Log {
             let transaction = self.transaction(member, xid);
             for record in transaction.records()? {
                 let Some(old) = record.old else { continue };
-                copies.extend(old.copied().map(|(_, value_id)| ((record.relid, value_id), Place { member, xid })));
+                copies.extend(
+                    old.copied()
+                        .map(|(_, value_id)| ((record.relid, value_id), Place { member, xid })),
+                );
             }
         }
         Ok(copies)
@@ -264,7 +336,10 @@ impl Drop for Log {
         if std::thread::panicking() {
             return; // the transaction's abort gives the locks back
         }
-        for member in [&mut self.changes, &mut self.commits, &mut self.batches].into_iter().flat_map(std::mem::take) {
+        for member in [&mut self.changes, &mut self.commits, &mut self.batches]
+            .into_iter()
+            .flat_map(std::mem::take)
+        {
             drop(member.table);
             reading::unlock_shared(member.oid);
         }
@@ -289,7 +364,9 @@ fn batch_of(row: &scan::Row<'_>) -> Batch {
 }
 
 fn commit_of(row: &scan::Row<'_>) -> Commit {
-    let ends = row.get::<pgrx::JsonB>(7).and_then(|ends| serde_json::from_value(ends.0).ok());
+    let ends = row
+        .get::<pgrx::JsonB>(7)
+        .and_then(|ends| serde_json::from_value(ends.0).ok());
     Commit {
         position: row.get(1).expect("position is not null"),
         xid: row.xid(2),
@@ -300,19 +377,37 @@ fn commit_of(row: &scan::Row<'_>) -> Commit {
 }
 
 fn relids(array: Option<Vec<Option<Oid>>>) -> Vec<u32> {
-    array.unwrap_or_default().into_iter().flatten().map(|relid| relid.to_u32()).collect()
+    array
+        .unwrap_or_default()
+        .into_iter()
+        .flatten()
+        .map(|relid| relid.to_u32())
+        .collect()
 }
 
 /// The ends that a transaction's notes name.
 pub fn ends_of(summary: &Summary) -> impl Iterator<Item = End> {
-    let notes = summary.notes.iter().filter_map(|note| note.get("ends")?.as_array()).flatten();
+    let notes = summary
+        .notes
+        .iter()
+        .filter_map(|note| note.get("ends")?.as_array())
+        .flatten();
     notes.filter_map(|end| serde_json::from_value(end.clone()).ok())
 }
 
 fn layouts(notes: &serde_json::Value) -> Vec<(u64, Layout)> {
     let layout = |note: &serde_json::Value| {
         let hash: i64 = note.get("hash")?.as_str()?.parse().ok()?;
-        Some((hash as u64, serde_json::from_value(note.get("definition")?.clone()).ok()?))
+        Some((
+            hash as u64,
+            serde_json::from_value(note.get("definition")?.clone()).ok()?,
+        ))
     };
-    notes.get("layouts").and_then(|list| list.as_array()).into_iter().flatten().filter_map(layout).collect()
+    notes
+        .get("layouts")
+        .and_then(|list| list.as_array())
+        .into_iter()
+        .flatten()
+        .filter_map(layout)
+        .collect()
 }

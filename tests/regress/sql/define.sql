@@ -66,7 +66,7 @@ select define('due > now()'), define('id = 1 and day < current_date'), define('d
 select define('random() < 0.5'), define('id = pg_backend_pid()'), define('age(due) > ''1 day''');
 select define('due > ''now'''), define('day = date ''Tomorrow'''), define('day = $1', 'today'), define('title = ''today''');
 select define('title::timestamptz > due'), define('tags::date[] = ''{}'''), define('(meta->>''due'')::date = day'), define('to_date(title, ''YYYY'') = day');
-select define('title @@ ''x''::tsquery'), define('id = ''items''::regclass::oid::int8');
+select define('title @@ ''x''::tsquery'), define('id = ''pg_class''::regclass::oid::int8');
 select define('size = 3::positive'), define('ctid = ''(0,1)'''), define('items is null'), define('items = items');
 
 -- Errors have the protocol's words and positions.
