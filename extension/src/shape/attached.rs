@@ -19,6 +19,9 @@ pub struct Attached {
     pub groups: HashMap<u32, Group>,
     /// Shapes that could not be attached: the feed tells.
     failed: Vec<Ended>,
+    /// Where the log's head was when a shape was attached, if the feed is not there yet: what ended up to there was
+    /// over before the shape began.
+    heads: HashMap<i32, i64>,
 }
 
 /// Shapes on one table.
@@ -76,12 +79,16 @@ impl Attached {
             position,
             groups: HashMap::new(),
             failed: Vec::new(),
+            heads: HashMap::new(),
         }
     }
 
-    /// Attaches a shape. If that fails, it has ended at once.
-    pub fn add(&mut self, id: i32, definition: Definition) {
+    /// Attaches a shape while the log's head is here. If that fails, it has ended at once.
+    pub fn add(&mut self, id: i32, definition: Definition, head: i64) {
         self.remove(&[id]);
+        if head > self.position {
+            self.heads.insert(id, head);
+        }
         match resolve(&definition).and_then(|filter| Ok((filter, family(&definition)?))) {
             Ok((filter, family)) => self.group(&definition, family).add(id, definition, filter),
             Err(reason) => self.failed.push(Ended {
@@ -136,32 +143,39 @@ impl Attached {
         ended
     }
 
-    /// Detaches what has ended, and says what that was.
-    pub fn end(&mut self, ends: &[End]) -> Vec<Ended> {
+    /// Detaches what ends at a position, and says what that was.
+    pub fn end(&mut self, ends: &[End], position: i64) -> Vec<Ended> {
         let mut all = Vec::new();
-        for end in ends {
+        for End { relid, shape: hash, reason } in ends {
             for group in self.groups.values_mut() {
-                let whole = end
-                    .relid
-                    .is_some_and(|relid| group.family.all().any(|member| member == relid));
-                let mut ids = Vec::new();
-                group.remove(|shape| {
-                    let gone = whole || end.shape.as_ref() == Some(&shape.definition.hash);
-                    if gone {
-                        ids.append(&mut shape.ids);
-                    }
-                    gone
-                });
-                if !ids.is_empty() {
-                    all.push(Ended {
-                        ids,
-                        reason: end.reason.clone(),
-                    });
-                }
+                let whole = relid.is_some_and(|relid| group.family.all().any(|member| member == relid));
+                let is_it = |shape: &Shape| whole || hash.as_ref() == Some(&shape.definition.hash);
+                all.extend(group.end(is_it, &self.heads, position, reason));
             }
         }
         self.groups.retain(|_, group| !group.filters.is_empty());
         all
+    }
+
+    /// Moves on. What was before does not matter any more.
+    pub fn advance(&mut self, position: i64) {
+        self.position = position;
+        self.heads.retain(|_, head| *head > position);
+    }
+
+    /// Ends the shapes of a group that has been taken out, because its table cannot be read at a position; puts the
+    /// others back.
+    pub fn end_group(&mut self, mut group: Group, position: i64, reason: &str) -> Option<Ended> {
+        let ended = group.end(|_| true, &self.heads, position, reason);
+        self.put_back(group);
+        ended
+    }
+
+    /// Puts back a group that was taken out, unless nothing is left of it.
+    pub fn put_back(&mut self, group: Group) {
+        if !group.filters.is_empty() {
+            self.groups.insert(group.family.relid, group);
+        }
     }
 
     /// The tables with shapes among these.
@@ -239,6 +253,24 @@ impl Group {
             filtered.shapes.retain_mut(|shape| !gone(shape));
         }
         self.filters.retain(|filtered| !filtered.shapes.is_empty());
+    }
+
+    fn end(
+        &mut self,
+        is_it: impl Fn(&Shape) -> bool,
+        heads: &HashMap<i32, i64>,
+        position: i64,
+        reason: &str,
+    ) -> Option<Ended> {
+        let mut ids = Vec::new();
+        self.remove(|shape| {
+            if is_it(shape) {
+                let began = |id: &i32| heads.get(id).is_some_and(|head| *head >= position);
+                ids.extend(shape.ids.extract_if(.., |id| !began(id)));
+            }
+            shape.ids.is_empty()
+        });
+        (!ids.is_empty()).then(|| Ended { ids, reason: reason.to_string() })
     }
 
     fn refresh(&mut self, ended: &mut Vec<Ended>) {

@@ -61,7 +61,7 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     place::require(&log, attached.position)?;
     drop(log);
     for (id, definition) in ids.into_iter().zip(definitions) {
-        attached.add(id, definition);
+        attached.add(id, definition, head);
     }
     let position = attached.position;
     FEED.set(Some(attached));
@@ -93,7 +93,8 @@ fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> {
     };
     pass.refresh();
     while pass.attached.position < head && pass.bytes < max_bytes {
-        pass.attached.position = pass.read_some(head, max_bytes)?;
+        let position = pass.read_some(head, max_bytes)?;
+        pass.attached.advance(position);
     }
     let Pass {
         rows, role, tables, ..
@@ -185,7 +186,7 @@ impl Pass<'_> {
 
     /// Tells the shapes what a transaction means to them.
     fn transaction(&mut self, commit: &Commit) -> Result<()> {
-        for Ended { ids, reason } in self.attached.end(&commit.ends) {
+        for Ended { ids, reason } in self.attached.end(&commit.ends, commit.position) {
             self.end(ids, commit.position, reason);
         }
         let touched = self.attached.touched_by(&commit.relids);
@@ -214,15 +215,13 @@ impl Pass<'_> {
                 .remove(&relid)
                 .expect("it was just there");
             match self.table(&whole, &mut group) {
-                Ok(()) => {}
-                Err(Error::MustRefetch(reason)) => {
-                    self.end(group.ids(), commit.position, reason);
-                    continue;
+                Ok(()) => self.attached.put_back(group),
+                Err(Error::MustRefetch(why)) => {
+                    if let Some(Ended { ids, reason }) = self.attached.end_group(group, commit.position, &why) {
+                        self.end(ids, commit.position, reason);
+                    }
                 }
                 Err(error) => return Err(error),
-            }
-            if !group.filters.is_empty() {
-                self.attached.groups.insert(relid, group);
             }
         }
         Ok(())
