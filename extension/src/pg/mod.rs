@@ -27,6 +27,7 @@ pub mod table;
 
 pub mod encode;
 pub mod image;
+pub mod invalidation;
 pub mod memory;
 pub mod order;
 pub mod query;

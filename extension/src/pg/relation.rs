@@ -89,7 +89,7 @@ impl Relation {
     pub fn open(relid: Oid, lock: Lock) -> Option<Relation> {
         // SAFETY: try_relation_open() returns null when the relation is gone.
         let raw = unsafe { pg_sys::try_relation_open(relid, lock.mode()) };
-        (!raw.is_null()).then_some(Relation(Opened { raw }))
+        (!raw.is_null()).then(|| Relation(Opened { raw }))
     }
 }
 

@@ -4,7 +4,7 @@
 //! `null`. So two keys are equal exactly if their bytes are.
 
 /// What happened to a row, as one shape sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// The row came in.
     Insert,

@@ -16,3 +16,8 @@ pub mod overlay;
 pub mod place;
 pub mod rows;
 pub mod snapshot;
+
+pub mod attached;
+pub mod feed;
+pub mod log;
+pub mod operation;

@@ -14,7 +14,7 @@ use crate::pg::encode::Column;
 use crate::pg::image::{self, Kind, Leaf, Pointer, Row};
 use crate::pg::memory::Context;
 use crate::pg::reading;
-use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::relation::{self, Facts, Lock, Relation};
 use crate::record::Record;
 use crate::sequence::order::Snapshot;
 
@@ -24,13 +24,61 @@ pub type Key = Rc<[u8]>;
 /// What a transaction did to one key of a table.
 pub type Effect = net::Effect<Key, Row>;
 
+/// A table with its partitions and what it is a partition of.
+#[derive(Clone, Debug)]
+pub struct Family {
+    /// The table itself.
+    pub relid: u32,
+    /// The table and all partitions below.
+    members: Vec<u32>,
+    /// The partitioned tables above.
+    ancestors: Vec<u32>,
+    /// Types of the table's columns.
+    pub types: Vec<u32>,
+}
+
+impl Family {
+    /// Of a table; None when it is gone.
+    pub fn of(relid: u32) -> Option<Family> {
+        let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare)?;
+        Some(Family::of_open(relid, &relation.facts()))
+    }
+
+    fn of_open(relid: u32, facts: &Facts) -> Family {
+        // Children of an inheritance parent are tables of their own: it is read with ONLY.
+        let members = if facts.kind == PARTITIONED {
+            relation::inheritors(relid)
+        } else {
+            vec![relid]
+        };
+        let ancestors = if facts.is_partition {
+            relation::ancestors(relid)
+        } else {
+            Vec::new()
+        };
+        let types = facts
+            .attributes
+            .iter()
+            .map(|attribute| attribute.type_oid)
+            .collect();
+        Family {
+            relid,
+            members,
+            ancestors,
+            types,
+        }
+    }
+
+    /// All of its relations.
+    pub fn all(&self) -> impl Iterator<Item = u32> + '_ {
+        self.members.iter().chain(&self.ancestors).copied()
+    }
+}
+
 /// A table that is open and locked with its partitions, ready to read its images.
 pub struct Table {
     relation: Relation,
-    /// The table and all partitions below.
-    pub relids: Vec<u32>,
-    /// The partitioned tables above.
-    ancestors: Vec<u32>,
+    family: Family,
     /// Is it partitioned?
     pub partitioned: bool,
     /// What its messages have in common.
@@ -74,13 +122,9 @@ impl Table {
     pub fn open(relid: u32, schema: &str, table: &str, key: &[String]) -> Option<Table> {
         let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare)?;
         let facts = relation.facts();
-        // Children of an inheritance parent are tables of their own: it is read with ONLY.
-        let relids = if facts.kind == PARTITIONED {
-            relation::inheritors(relid)
-        } else {
-            vec![relid]
-        };
-        relids
+        let family = Family::of_open(relid, &facts);
+        family
+            .members
             .iter()
             .for_each(|relid| reading::lock_shared(Oid::from_u32(*relid)));
         let names: Vec<String> = facts
@@ -111,14 +155,9 @@ impl Table {
             .map(|column| Kind::of(&relation, column))
             .collect();
         Some(Table {
-            ancestors: if facts.is_partition {
-                relation::ancestors(relid)
-            } else {
-                Vec::new()
-            },
             partitioned: facts.kind == PARTITIONED,
             relation,
-            relids,
+            family,
             message: message::Relation::new(schema, table),
             names,
             kinds,
@@ -143,7 +182,7 @@ impl Table {
 
     /// An end of this relation's epoch is one of the table's.
     pub fn is_about(&self, relid: u32) -> bool {
-        self.relids.contains(&relid) || self.ancestors.contains(&relid)
+        self.family.all().any(|member| member == relid)
     }
 
     /// Places of columns by their names, from 0; None when one is gone.
@@ -201,12 +240,16 @@ impl Table {
         for chain in chains {
             let before = self.end(
                 transaction,
-                chain.before.filter(|v| self.relids.contains(&v.relid)),
+                chain
+                    .before
+                    .filter(|v| self.family.members.contains(&v.relid)),
                 around,
             )?;
             let after = self.end(
                 transaction,
-                chain.after.filter(|v| self.relids.contains(&v.relid)),
+                chain
+                    .after
+                    .filter(|v| self.family.members.contains(&v.relid)),
                 around,
             )?;
             if before.is_some() || after.is_some() {
