@@ -19,6 +19,8 @@ use crate::spool::{Budget, Chunk, Spool, Writer};
 
 /// A snapshot that nobody has read from during this time is dropped.
 const KEPT: Duration = Duration::from_secs(300);
+/// Snapshots that are kept at most.
+const MAX_KEPT: usize = 256;
 /// How long a request waits for its chunk.
 const CHUNK_WAIT: Duration = Duration::from_secs(60);
 
@@ -176,7 +178,13 @@ impl Take {
                 "snapshot taken"
             ),
             Err(error) => {
-                tracing::warn!(table, position = self.position, %error, seconds, "snapshot failed");
+                tracing::warn!(
+                    table,
+                    position = self.position,
+                    cause = error.cause(),
+                    seconds,
+                    "snapshot failed"
+                );
                 self.shared
                     .remove((self.definition.hash, self.position), &spool);
                 spool.fail(error);
