@@ -2,8 +2,9 @@
 //! functions, knows nothing of predicates or row images, and holds nothing that another sidecar needs.
 #![forbid(unsafe_code)]
 
-// The parts, in the order of a request: from the wire, through what is shared, to the database.
+// The parts; docs/architecture.md has them in the order of a request.
 mod access;
+mod answer;
 mod app;
 mod caching;
 mod config;

@@ -91,6 +91,7 @@ impl Snapshots {
         cursor: &Option<String>,
     ) -> Arc<Spool> {
         let key = (definition.hash, position);
+        self.shared.bound();
         let mut spools = self.shared.spools.lock().expect("no panic while held");
         let kept = spools.entry(key).or_default();
         if let Some(spool) = kept.iter().find(|spool| spool.covers(cursor)) {
@@ -131,6 +132,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes room for one more.
+    fn bound(&self) {
+        let count = || {
+            let spools = self.spools.lock().expect("no panic while held");
+            spools.values().map(Vec::len).sum::<usize>()
+        };
+        while count() >= MAX_KEPT && self.drop_most_idle() {}
+    }
+
     fn drop_most_idle(&self) -> bool {
         let mut spools = self.spools.lock().expect("no panic while held");
         let idle = spools
@@ -143,6 +153,7 @@ impl Shared {
         spools
             .values_mut()
             .for_each(|kept| kept.retain(|spool| !Arc::ptr_eq(spool, &most_idle)));
+        spools.retain(|_, kept| !kept.is_empty());
         true
     }
 
