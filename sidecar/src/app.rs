@@ -23,6 +23,8 @@ use crate::snapshot::Snapshots;
 pub const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// How long a request waits for the first batch end after its table was tracked.
 const FIRST_PIN: Duration = Duration::from_secs(10);
+/// How long a 409 waits for the pin that it names.
+const REPLACEMENT: Duration = Duration::from_secs(1);
 
 /// The sidecar. It holds nothing that another sidecar needs.
 pub struct App {
@@ -43,6 +45,7 @@ pub struct App {
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
+    checks: Flights<((i32, u64), i64, i64), ()>,
     heads: Flights<(), Head>,
     tracks: Flights<u32, ()>,
 }
@@ -64,6 +67,7 @@ impl App {
             pins: Pins::default(),
             shutdown: CancellationToken::new(),
             catch_ups: Flights::default(),
+            checks: Flights::default(),
             heads: Flights::default(),
             tracks: Flights::default(),
         };
@@ -113,8 +117,10 @@ impl App {
 
     /// The newest batch end at which this shape can be read.
     pub async fn newest_batch(&self, definition: &Definition) -> Result<Batch, Error> {
-        let deadline = Instant::now() + FIRST_PIN.min(self.config.hold());
-        patiently(deadline, Error::is_passing, || self.db.pin(definition)).await
+        patiently(Instant::now() + FIRST_PIN, Error::is_passing, || {
+            self.db.pin(definition)
+        })
+        .await
     }
 
     /// The handle that a client which starts is given: the one that it brings if that is good, never one that it
@@ -147,10 +153,10 @@ impl App {
         expired: Option<Handle>,
     ) -> Option<Handle> {
         let hash = definition.hash;
-        match self.pin(definition).await {
-            Ok(batch) => Some(Handle::unlike(hash, batch.position, [refused, expired])),
+        match tokio::time::timeout(REPLACEMENT, self.pin(definition)).await {
+            Ok(Ok(batch)) => Some(Handle::unlike(hash, batch.position, [refused, expired])),
             // The table is gone, or not readable right now: any other name makes the client start over.
-            Err(_) => refused.map(|handle| Handle::unlike(hash, handle.pin, [refused, expired])),
+            _ => refused.map(|handle| Handle::unlike(hash, handle.pin, [refused, expired])),
         }
     }
 
@@ -166,6 +172,19 @@ impl App {
             Placed::Later => Err(Error::NotYet),
             Placed::Gone(reason) => Err(Error::refetch(reason)),
         }
+    }
+
+    /// The same, once for all live requests under one attachment of a shape, and begun after that.
+    pub async fn check_once(
+        self: &Arc<Self>,
+        definition: &Arc<Definition>,
+        attached: (i32, u64),
+        pin: i64,
+        position: i64,
+    ) -> Result<(), Error> {
+        let (app, definition) = (self.clone(), definition.clone());
+        let check = || async move { app.check(&definition, pin, position).await };
+        self.checks.run((attached, pin, position), check).await
     }
 
     /// Where the log ends, for what need not be newer than the request.

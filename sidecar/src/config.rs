@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 
 use crate::caching::Ages;
 
 /// Serves shapefeed's shapes over HTTP.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "shapefeed-sidecar", version, about)]
-#[command(group = clap::ArgGroup::new("access").required(true).args(["secret", "insecure"]))]
 pub struct Config {
     /// Postgres with the extension: a URL or key=value pairs. DATABASE_URL is understood too. Connects directly, not
     /// through a pooler that shares sessions.
@@ -33,9 +32,14 @@ pub struct Config {
     pub secret: Option<String>,
 
     /// Serve without a secret.
-    #[arg(long, env = "SHAPEFEED_INSECURE", num_args = 0..=1, default_missing_value = "true")]
-    #[arg(action = ArgAction::Set, value_parser = BoolishValueParser::new())]
-    pub insecure: Option<bool>,
+    #[arg(
+        long,
+        env = "SHAPEFEED_INSECURE",
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub insecure: bool,
 
     /// Milliseconds that a live request is held.
     #[arg(long, env = "SHAPEFEED_LONG_POLL_TIMEOUT_MS", default_value_t = 20_000)]
@@ -138,6 +142,18 @@ fn database_url() -> String {
 }
 
 impl Config {
+    /// This, or an end with an explanation: serving without a secret must be asked for.
+    pub fn checked(self) -> Self {
+        let text = match (&self.secret, self.insecure) {
+            (None, false) => "one of --secret and --insecure is needed",
+            (Some(_), true) => "--secret and --insecure exclude each other",
+            _ => return self,
+        };
+        Config::command()
+            .error(clap::error::ErrorKind::MissingRequiredArgument, text)
+            .exit()
+    }
+
     /// Where to listen.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.listen.ip(), self.port.unwrap_or(self.listen.port()))

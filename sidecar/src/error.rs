@@ -113,19 +113,22 @@ impl Error {
         }
     }
 
+    /// All that is known, for the log.
+    pub fn cause(&self) -> String {
+        match self {
+            Error::Unavailable {
+                cause: Some(cause), ..
+            }
+            | Error::Internal(cause) => chain(cause.as_ref()),
+            Error::Invalid(errors) => serde_json::Value::from(errors.clone()).to_string(),
+            error => error.to_string(),
+        }
+    }
+
     fn log(&self) {
         match self {
-            Error::Internal(cause) => tracing::error!(%cause, "request failed"),
-            Error::Unavailable {
-                message,
-                cause: Some(cause),
-            } => {
-                tracing::warn!(cause = %chain(cause.as_ref()), "request put off: {message}");
-            }
-            Error::Unavailable {
-                message,
-                cause: None,
-            } => tracing::warn!("request put off: {message}"),
+            Error::Internal(_) => tracing::error!(cause = self.cause(), "request failed"),
+            Error::Unavailable { .. } => tracing::warn!(cause = self.cause(), "request put off"),
             _ => {}
         }
     }

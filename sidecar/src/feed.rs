@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Statement};
 use crate::app::App;
 use crate::db::{self, FeedRow};
 use crate::definition::Definition;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::live::{LiveShape, ToAttach};
 
 /// How long one call sleeps; also how soon a silently lost connection shows.
@@ -27,7 +27,7 @@ const READ_BYTES: i64 = 4 << 20;
 /// How often idle shapes are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Pause before a lost session is made again: first and longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// The owner of both sessions.
 pub struct Feed {
@@ -66,13 +66,11 @@ impl Feed {
             if began.elapsed() > BACKOFF.1 {
                 pause = BACKOFF.0;
             }
-            let cause = match &error {
-                Error::Unavailable {
-                    cause: Some(cause), ..
-                } => chain(cause.as_ref()),
-                error => error.to_string(),
-            };
-            tracing::warn!(%cause, live_shapes = self.shapes.len(), "feed lost, connecting again");
+            tracing::warn!(
+                cause = error.cause(),
+                live_shapes = self.shapes.len(),
+                "feed lost, connecting again"
+            );
             self.app.metrics.reconnects.inc();
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(BACKOFF.1);
@@ -159,7 +157,11 @@ impl Feed {
     }
 
     fn failed(&mut self, shape: &Arc<LiveShape>, error: Error) {
-        tracing::warn!(table = shape.definition.table, %error, "shape cannot be attached");
+        tracing::warn!(
+            table = shape.definition.table,
+            cause = error.cause(),
+            "shape cannot be attached"
+        );
         self.shapes.remove(&shape.id);
         self.app.live.remove(shape);
         self.app.definitions.forget(shape.definition.hash);

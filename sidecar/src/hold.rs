@@ -73,33 +73,37 @@ impl Hold<'_> {
             evaluated: None,
             checked: None,
         };
-        let mut guest = self.app.live.join(self.definition);
         loop {
-            let step = {
-                let mut changed = std::pin::pin!(guest.changed());
-                // Interest first, then the look: what happens in between wakes us.
-                changed.as_mut().enable();
-                let step = self.look(&guest, &mut progress).await?;
-                let retry_at = match step {
-                    Step::Done(outcome) => return Ok(outcome),
-                    Step::Wait => self.deadline,
-                    Step::Retry => self.deadline.min(Instant::now() + LOOK_AGAIN),
-                    Step::Again | Step::Rejoin => Instant::now(),
-                };
-                if !matches!(step, Step::Again | Step::Rejoin) {
-                    tokio::select! {
-                        () = changed => {}
-                        () = sleep_until(retry_at) => {}
-                        () = self.app.shutdown.cancelled() => return self.idle(&progress),
-                    }
-                }
-                step
-            };
-            if Instant::now() >= self.deadline && !matches!(step, Step::Again) {
-                return self.idle(&progress);
+            let guest = self.app.live.join(self.definition);
+            if let Some(outcome) = self.wait_as(&guest, &mut progress).await? {
+                return Ok(outcome);
             }
-            if matches!(step, Step::Rejoin) {
-                guest = self.app.live.join(self.definition);
+        }
+    }
+
+    /// Waits as a guest of one live shape; `None` when that is over and another one takes its place.
+    async fn wait_as(
+        &self,
+        guest: &Guest,
+        progress: &mut Progress,
+    ) -> Result<Option<Outcome>, Error> {
+        loop {
+            // Interest first, then the look: what happens in between wakes us.
+            let mut changed = std::pin::pin!(guest.changed());
+            changed.as_mut().enable();
+            let over = Instant::now() >= self.deadline || self.app.shutdown.is_cancelled();
+            let until = match self.look(guest, progress).await? {
+                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Again => continue,
+                _ if over => return self.idle(progress).map(Some),
+                Step::Rejoin => return Ok(None),
+                Step::Wait => self.deadline,
+                Step::Retry => self.deadline.min(Instant::now() + LOOK_AGAIN),
+            };
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until) => {}
+                () = self.app.shutdown.cancelled() => {}
             }
         }
     }
@@ -137,14 +141,38 @@ impl Hold<'_> {
             }
             Seen::Attaching => Ok(self.read_log(progress).await?.unwrap_or(Step::Wait)),
             Seen::Behind => Ok(self.read_log(progress).await?.unwrap_or(Step::Again)),
-            Seen::Unchecked(attachment) => {
-                let step = self.read_log(progress).await?;
-                if step.is_none() {
-                    progress.checked = Some(attachment);
-                    guest.set_placed(self.pin, attachment);
-                }
-                Ok(step.unwrap_or(Step::Again))
+            Seen::Unchecked(attachment) => self.check(guest, attachment, progress).await,
+        }
+    }
+
+    /// Has the place checked, later than the shape was attached: from then on the feed tells if that changes.
+    async fn check(
+        &self,
+        guest: &Guest,
+        attachment: u64,
+        progress: &mut Progress,
+    ) -> Result<Step, Error> {
+        let attached = (guest.id, attachment);
+        match self
+            .app
+            .check_once(self.definition, attached, self.pin, progress.at.position())
+            .await
+        {
+            Ok(()) => {
+                progress.checked = Some(attachment);
+                guest.set_placed(self.pin, attachment);
+                Ok(Step::Again)
             }
+            Err(error) => self.put_off(error),
+        }
+    }
+
+    /// What may pass is tried again, but a position that is still to come only for so long.
+    fn put_off(&self, error: Error) -> Result<Step, Error> {
+        match error {
+            Error::NotYet if Instant::now() >= self.arrival_deadline => Err(Error::NotYet),
+            error if error.is_passing() => Ok(Step::Retry),
+            error => Err(error),
         }
     }
 
@@ -173,9 +201,7 @@ impl Hold<'_> {
                 progress.evaluated = progress.evaluated.max(Some(upto));
                 Ok(None)
             }
-            Err(Error::NotYet) if Instant::now() >= self.arrival_deadline => Err(Error::NotYet),
-            Err(error) if error.is_passing() => Ok(Some(Step::Retry)),
-            Err(error) => Err(error),
+            Err(error) => self.put_off(error).map(Some),
         }
     }
 }

@@ -2,8 +2,9 @@
 //! functions, knows nothing of predicates or row images, and holds nothing that another sidecar needs.
 #![forbid(unsafe_code)]
 
-// The parts, in the order of a request: from the wire, through what is shared, to the database.
+// The parts; docs/architecture.md has them in the order of a request.
 mod access;
+mod answer;
 mod app;
 mod caching;
 mod config;
@@ -33,6 +34,7 @@ mod spool;
 mod tail;
 mod tls;
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +52,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::parse();
+    let config = Config::parse().checked();
     log_to_stderr(&config)?;
     let (app, to_attach) = App::new(config)?;
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
@@ -68,9 +70,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    let filter = EnvFilter::try_new(&config.log_level)?;
+    // The pool warns of every connection that a restart of the database closed.
+    let filter = EnvFilter::try_new(format!("deadpool=error,{}", config.log_level))?;
+    let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(terminal)
         .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),

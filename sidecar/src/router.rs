@@ -80,8 +80,12 @@ async fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "Not found").into_response()
 }
 
-async fn post() -> Error {
-    Error::NotAllowed("POST is not supported")
+async fn post() -> Response {
+    let mut response = Error::NotAllowed("POST is not supported").into_response();
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
 }
 
 /// Preflights, the length of URLs, and the headers of every response.
@@ -91,7 +95,8 @@ async fn envelope(request: Request, next: Next) -> Response {
     } else {
         OTHER_METHODS
     };
-    let mut response = if *request.method() == Method::OPTIONS {
+    let is_preflight = *request.method() == Method::OPTIONS;
+    let mut response = if is_preflight {
         preflight(request.headers())
     } else if request
         .uri()
@@ -120,9 +125,11 @@ async fn envelope(request: Request, next: Next) -> Response {
         header::SERVER,
         HeaderValue::from_static(concat!("shapefeed/", env!("CARGO_PKG_VERSION"))),
     );
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(DEFAULT_CACHE_CONTROL);
+    if !is_preflight {
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(DEFAULT_CACHE_CONTROL);
+    }
     response
 }
 

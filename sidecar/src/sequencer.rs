@@ -20,7 +20,7 @@ pub async fn run(app: Arc<App>) {
         let pause = match steps(&app).await {
             Ok(()) => LOOK_AGAIN,
             Err(error) => {
-                tracing::debug!(%error, "sequencing interrupted");
+                tracing::debug!(cause = error.cause(), "sequencing interrupted");
                 BACKOFF
             }
         };

@@ -19,6 +19,8 @@ use crate::spool::{Budget, Chunk, Spool, Writer};
 
 /// A snapshot that nobody has read from during this time is dropped.
 const KEPT: Duration = Duration::from_secs(300);
+/// Snapshots that are kept at most.
+const MAX_KEPT: usize = 256;
 /// How long a request waits for its chunk.
 const CHUNK_WAIT: Duration = Duration::from_secs(60);
 
@@ -89,6 +91,7 @@ impl Snapshots {
         cursor: &Option<String>,
     ) -> Arc<Spool> {
         let key = (definition.hash, position);
+        self.shared.bound();
         let mut spools = self.shared.spools.lock().expect("no panic while held");
         let kept = spools.entry(key).or_default();
         if let Some(spool) = kept.iter().find(|spool| spool.covers(cursor)) {
@@ -129,6 +132,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes room for one more.
+    fn bound(&self) {
+        let count = || {
+            let spools = self.spools.lock().expect("no panic while held");
+            spools.values().map(Vec::len).sum::<usize>()
+        };
+        while count() >= MAX_KEPT && self.drop_most_idle() {}
+    }
+
     fn drop_most_idle(&self) -> bool {
         let mut spools = self.spools.lock().expect("no panic while held");
         let idle = spools
@@ -141,6 +153,7 @@ impl Shared {
         spools
             .values_mut()
             .for_each(|kept| kept.retain(|spool| !Arc::ptr_eq(spool, &most_idle)));
+        spools.retain(|_, kept| !kept.is_empty());
         true
     }
 
@@ -176,7 +189,13 @@ impl Take {
                 "snapshot taken"
             ),
             Err(error) => {
-                tracing::warn!(table, position = self.position, %error, seconds, "snapshot failed");
+                tracing::warn!(
+                    table,
+                    position = self.position,
+                    cause = error.cause(),
+                    seconds,
+                    "snapshot failed"
+                );
                 self.shared
                     .remove((self.definition.hash, self.position), &spool);
                 spool.fail(error);

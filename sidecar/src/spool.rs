@@ -22,7 +22,7 @@ use crate::protocol::SEPARATOR;
 /// Bytes that are gathered before they are written to the file.
 const WRITE_BYTES: usize = 1 << 20;
 /// Bytes of a snapshot that stay in memory.
-const MEMORY_BYTES: usize = 1 << 20;
+const MEMORY_BYTES: usize = 256 << 10;
 /// Bytes of the file that are read at a time.
 const READ_BYTES: u64 = 256 << 10;
 

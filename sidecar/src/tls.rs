@@ -21,6 +21,46 @@ pub enum Verify {
     RootsFrom(String),
 }
 
+/// tokio-postgres knows `sslmode` up to `require` and no `sslrootcert`: takes both out where they say more.
+pub fn split_ssl(url: &str) -> (String, Verify) {
+    let mut root = None;
+    let mut full = false;
+    let mut rest = Vec::new();
+    let is_url = url.contains("://");
+    let (front, options) = if is_url {
+        url.split_once('?').unwrap_or((url, ""))
+    } else {
+        ("", url)
+    };
+    for option in options
+        .split(if is_url { '&' } else { ' ' })
+        .filter(|option| !option.is_empty())
+    {
+        match option.split_once('=') {
+            Some(("sslrootcert", file)) => root = Some(file.to_owned()),
+            Some(("sslmode", "verify-full" | "verify-ca")) => {
+                full = true;
+                rest.push("sslmode=require");
+            }
+            _ => rest.push(option),
+        }
+    }
+    let verify = match root {
+        Some(file) if file != "system" => Verify::RootsFrom(file),
+        Some(_) => Verify::SystemRoots,
+        None if full => Verify::SystemRoots,
+        None => Verify::No,
+    };
+    let rest = rest.join(if is_url { "&" } else { " " });
+    (
+        if is_url && !rest.is_empty() {
+            format!("{front}?{rest}")
+        } else {
+            format!("{front}{rest}")
+        },
+        verify,
+    )
+}
 /// A connector that verifies as told.
 pub fn connector(verify: &Verify) -> Result<MakeRustlsConnect, Box<dyn std::error::Error>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -99,5 +139,29 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ssl_options() {
+        let split = |url| split_ssl(url);
+        let url = "postgres://u@h/d";
+        assert_eq!(split(url), (url.into(), Verify::No));
+        assert_eq!(
+            split("postgres://u@h/d?sslmode=verify-full&sslrootcert=/ca"),
+            (
+                "postgres://u@h/d?sslmode=require".into(),
+                Verify::RootsFrom("/ca".into())
+            )
+        );
+        assert_eq!(
+            split("host=h sslmode=verify-full user=u"),
+            ("host=h sslmode=require user=u".into(), Verify::SystemRoots)
+        );
+        assert_eq!(split("host=h sslmode=require").1, Verify::No);
     }
 }
