@@ -205,7 +205,9 @@ pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
     let ended = ends
         .iter()
         .rfind(|(_, ends)| ends.iter().any(|end| concerns(end, definition, table)));
-    oldest.max(since).max(ended.map_or(0, |(position, _)| *position))
+    oldest
+        .max(since)
+        .max(ended.map_or(0, |(position, _)| *position))
 }
 
 /// Whether a client of a shape can go on: the snapshot that it has is of `pin`, and it stands at `position`.
