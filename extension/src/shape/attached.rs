@@ -154,8 +154,7 @@ impl Attached {
         } in ends
         {
             for group in self.groups.values_mut() {
-                let whole =
-                    relid.is_some_and(|relid| group.family.all().any(|member| member == relid));
+                let whole = relid.is_some_and(|relid| group.family.has(relid));
                 let is_it = |shape: &Shape| whole || hash.as_ref() == Some(&shape.definition.hash);
                 all.extend(group.end(is_it, &self.heads, position, reason));
             }

@@ -57,4 +57,9 @@ impl Family {
     pub fn all(&self) -> impl Iterator<Item = u32> + '_ {
         self.members.iter().chain(&self.ancestors).copied()
     }
+
+    /// An end of this relation's epoch is one of the table's.
+    pub fn has(&self, relid: u32) -> bool {
+        self.all().any(|member| member == relid)
+    }
 }

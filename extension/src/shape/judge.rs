@@ -77,11 +77,16 @@ pub fn judge_counts(
     around: &Around<'_>,
 ) -> Result<Judged> {
     let mut judged: Judged = Default::default();
-    for mut gain in keyless::gains(table.keyed_chains(transaction, chains, around)?) {
-        let matches = attempt(|| filter.matches(&mut gain.row, table.relation()));
-        if !matches.map_err(|caught| unevaluated(&caught))? {
-            continue;
-        }
+    let mut gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
+    let relation = table.relation();
+    let is_in = attempt(|| {
+        let all = gains.iter_mut();
+        all.map(|gain| filter.matches(&mut gain.row, relation))
+            .collect::<Vec<_>>()
+    });
+    let is_in = is_in.map_err(|caught| unevaluated(&caught))?;
+    let gains = gains.into_iter().zip(is_in);
+    for gain in gains.filter_map(|(gain, is_in)| is_in.then_some(gain)) {
         let (before, after) = counts.change(&gain.key, gain.gained);
         let (came, went) = (before <= 0 && after > 0, before > 0 && after <= 0);
         if !came && !went {

@@ -4,11 +4,12 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::definition::Definition;
+use super::family::Family;
 use super::judge::{Tally, judge, judge_counts};
 use super::keyless::Counts;
 use super::message::Operation;
 use super::net;
-use super::operation::{self, At, Planned, Projection};
+use super::operation::{self, At, Job, Planned, Projection};
 use super::overlay::{Filter, concerns, ended};
 use super::place;
 use super::tuple::{Around, Effect, Table};
@@ -46,60 +47,65 @@ pub struct Entry {
 
 /// Reads a stretch of a shape's log. Also returns the position up to which the log is evaluated; none if the stretch was
 /// cut by its size.
+///
+/// The log is locked for some transactions at a time: each look is complete in itself, so retention gets its turn.
 pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Option<i64>)> {
     reading::may_read()?;
     let _role = definition.enter()?;
     let mut table = place::open_table(definition)?;
-    let log = Log::lock();
-    let _latest = Latest::take();
-    let (from, to) = bounds(&log, definition, &table, &stretch)?;
-    let mut shape = Shape::new(&log, definition, &mut table, stretch.from)?;
+    let family = table.family.clone();
+    let mut shape = None;
+    let (mut after, n) = stretch.from;
     let mut entries = Entries {
         stretch,
         entries: Vec::new(),
         bytes: 0,
     };
-    let mut after = from;
-    while after < to {
+    loop {
+        let log = Log::lock();
+        let _latest = Latest::take();
+        let to = end_of(&log, definition, &family, after, stretch.to)?;
+        if shape.is_none() {
+            after = if n > 0 { after - 1 } else { after };
+            shape = Some(Shape::new(&log, definition, &mut table, after)?);
+        }
+        let shape = shape.as_mut().expect("it was just set");
         let about = |commit: &Commit| commit.relids.contains(&definition.relid);
         let (commits, complete_to) = log.commits(after, to, about, COMMITS_AT_ONCE);
         for commit in commits {
-            if !shape.read(&commit, &mut entries)? {
+            if !shape.read(&log, &commit, &mut entries)? {
                 return Ok((entries.entries, None));
             }
         }
+        if complete_to >= to {
+            return Ok((entries.entries, Some(to)));
+        }
         after = complete_to;
     }
-    Ok((entries.entries, Some(to)))
 }
 
-const COMMITS_AT_ONCE: usize = 4096;
+const COMMITS_AT_ONCE: usize = 1000;
 
-/// The positions to read: after the first, up to the second. An error when the log cannot be read from there on.
-fn bounds(
+/// The position up to which to read. An error when the log cannot be read from a position on.
+fn end_of(
     log: &Log,
     definition: &Definition,
-    table: &Table,
-    stretch: &Stretch,
-) -> Result<(i64, i64)> {
-    let (position, n) = stretch.from;
+    family: &Family,
+    position: i64,
+    to: i64,
+) -> Result<i64> {
     place::require(log, position)?;
-    let head = log.newest_batch().map_or(position, |batch| batch.position);
     for (_, ends) in log.ends_above(position) {
-        if let Some(end) = ends.iter().find(|end| concerns(end, definition, table)) {
+        if let Some(end) = ends.iter().find(|end| concerns(end, definition, family)) {
             return Err(ended(end));
         }
     }
-    Ok((
-        if n > 0 { position - 1 } else { position },
-        stretch.to.min(head),
-    ))
+    let head = log.newest_batch().map_or(position, |batch| batch.position);
+    Ok(to.min(head))
 }
 
 /// One shape, ready to be told of transactions in order.
 struct Shape<'a> {
-    log: &'a Log,
-    definition: &'a Definition,
     table: &'a mut Table,
     filter: Filter,
     projection: Projection,
@@ -110,48 +116,47 @@ struct Shape<'a> {
 }
 
 impl<'a> Shape<'a> {
+    /// A shape that has been told of everything up to a position.
     fn new(
-        log: &'a Log,
-        definition: &'a Definition,
+        log: &Log,
+        definition: &Definition,
         table: &'a mut Table,
-        from: (i64, i64),
+        after: i64,
     ) -> Result<Shape<'a>> {
-        let filter = Filter::new(definition)?;
+        let mut filter = Filter::new(definition)?;
         let projection = Projection::new(table, &definition.columns, definition.replica)?;
-        let after = if from.1 > 0 { from.0 - 1 } else { from.0 };
         // A position inside the oldest batch there is: nothing before it is needed.
-        let before = log
-            .newest_batch_up_to(after)
+        let batch = log.newest_batch_up_to(after);
+        let (batch, before) = batch
             .map(|batch| (batch.position, batch.snapshot))
             .unwrap_or_default();
-        let keyed = table.keyed;
-        let mut shape = Shape {
-            log,
-            definition,
-            table,
-            filter,
-            projection,
-            before: before.1,
-            counts: None,
-        };
-        if !keyed {
+        let counts = if table.keyed {
+            None
+        } else {
+            let filter = &mut filter;
             let mut tally = Tally {
                 log,
                 definition,
-                table: shape.table,
-                filter: &mut shape.filter,
+                table,
+                filter,
             };
-            shape.counts = Some(tally.at(before.0, after, &shape.before)?);
-        }
-        Ok(shape)
+            Some(tally.at(batch, after, &before)?)
+        };
+        Ok(Shape {
+            table,
+            filter,
+            projection,
+            before,
+            counts,
+        })
     }
 
     /// Adds the operations of one transaction; false when the stretch is full.
-    fn read(&mut self, commit: &Commit, entries: &mut Entries) -> Result<bool> {
-        let transaction = self.log.transaction(commit.member, commit.xid);
+    fn read(&mut self, log: &Log, commit: &Commit, entries: &mut Entries) -> Result<bool> {
+        let transaction = log.transaction(commit.member, commit.xid);
         let records = transaction.records()?;
         let around = Around {
-            log: self.log,
+            log,
             records: &records,
             before: &self.before,
         };
@@ -206,15 +211,12 @@ impl<'a> Shape<'a> {
                 continue;
             }
             let (projection, table) = (&mut self.projection, &mut *self.table);
-            let begun = projection.write(
-                table,
-                &mut effects[*effect],
-                *operation,
-                &changes[*effect],
-                *pair,
-                at,
-                &around,
-            )?;
+            let job = Job {
+                operation: *operation,
+                changes: &changes[*effect],
+                pair: *pair,
+            };
+            let begun = projection.write(table, &mut effects[*effect], job, at, &around)?;
             let last = i + 1 == planned.len();
             let message = operation::text(&begun, last);
             let (position, xid) = (commit.position, commit.xid);

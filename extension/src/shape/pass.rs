@@ -4,11 +4,12 @@
 //! shapes that get the same.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use super::attached::{Attached, Ended, Filtered, Group};
 use super::judge::{Judged, Sides, Tally, fetch, judge_counts, sides};
 use super::net::{self, Chain};
-use super::operation::{self, At, Projection};
+use super::operation::{self, At, Job, Projection};
 use super::place;
 use super::share::{Message, Messages};
 use super::tuple::{Around, Effect, Table, changed};
@@ -24,21 +25,32 @@ use crate::sequence::order::Snapshot;
 pub enum Row {
     /// A message for these shapes.
     Operation {
+        /// Who gets it.
         ids: Vec<i32>,
+        /// Position of the transaction.
         position: i64,
+        /// Place in the transaction plus one.
         n: i64,
+        /// The whole message.
         message: String,
+        /// It is their last in the transaction.
         last: bool,
     },
     /// These shapes have ended.
     End {
+        /// Which.
         ids: Vec<i32>,
+        /// Where.
         position: i64,
+        /// Why.
         reason: String,
     },
 }
 
-/// Reads the feed up to the head, or to the end of the transaction that makes it `max_bytes`. Also returns the position
+/// How long one call goes on taking up more transactions.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// Reads the feed up to the head, to the end of the transaction that makes it `max_bytes`, or for half a second. Also returns the position
 /// up to which all is evaluated.
 pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> {
     reading::may_read()?;
@@ -62,7 +74,9 @@ pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> 
         bytes: 0,
     };
     pass.refresh();
-    while pass.attached.position < head && pass.bytes < max_bytes {
+    // The locks on the log must not last: what is left over is for the next call.
+    let started = Instant::now();
+    while pass.attached.position < head && pass.bytes < max_bytes && started.elapsed() < LONGEST {
         let position = pass.read_some(head, max_bytes)?;
         pass.attached.advance(position);
     }
@@ -104,7 +118,7 @@ struct Whole<'a> {
 impl Pass<'_> {
     /// Reads some transactions; returns the position up to which all is evaluated.
     fn read_some(&mut self, head: i64, max_bytes: u64) -> Result<i64> {
-        const COMMITS_AT_ONCE: usize = 4096;
+        const COMMITS_AT_ONCE: usize = 1000;
         let groups = &self.attached.groups;
         let about = |commit: &Commit| {
             !commit.ends.is_empty() || commit.relids.iter().any(|relid| groups.contains_key(relid))
@@ -353,15 +367,12 @@ impl Pass<'_> {
                 .get(&(effect, selection))
                 .map_or(&[][..], |changed| changed);
             let effect = &mut effects[effect];
-            let begun = projection.write(
-                &mut open.table,
-                effect,
+            let job = Job {
                 operation,
-                changed,
+                changes: changed,
                 pair,
-                at,
-                whole.around,
-            )?;
+            };
+            let begun = projection.write(&mut open.table, effect, job, at, whole.around)?;
             let message = operation::text(&begun, last);
             let n = effect.op_position as i64 + 1;
             self.bytes += message.len() as u64;

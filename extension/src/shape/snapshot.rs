@@ -210,7 +210,7 @@ fn check_ends(log: &Log, definition: &Definition, table: &Table, position: i64) 
     match ends
         .iter()
         .flat_map(|(_, ends)| ends)
-        .find(|end| concerns(end, definition, table))
+        .find(|end| concerns(end, definition, &table.family))
     {
         Some(end) => Err(ended(end)),
         None => Ok(()),

@@ -28,7 +28,8 @@ pub type Effect = net::Effect<Key, Row>;
 /// A table that is open and locked with its partitions, ready to read its images.
 pub struct Table {
     relation: Relation,
-    family: Family,
+    /// Which relations it is.
+    pub family: Family,
     /// Is it partitioned?
     pub partitioned: bool,
     /// What its messages have in common.
@@ -126,11 +127,6 @@ impl Table {
     /// The open relation.
     pub fn relation(&self) -> &Relation {
         &self.relation
-    }
-
-    /// An end of this relation's epoch is one of the table's.
-    pub fn is_about(&self, relid: u32) -> bool {
-        self.family.all().any(|member| member == relid)
     }
 
     /// Places of columns by their names, from 0; None when one is gone.
