@@ -79,6 +79,8 @@ fn rows_as_of(source: &Source<'_>, table: &mut Table, filter: &mut Filter) -> Re
     let selection = Selection::new(source.definition, table)?;
     let mut writer = RowWriter::of_table(&selection, table);
     let scratch = Context::new();
+    let mut changes: Vec<_> = changes.into_iter().collect();
+    changes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     for (key, change) in changes {
         let Some(row) = change.row else { continue };
         let at = *index.entry(hash_of(&key)).or_insert_with(|| {

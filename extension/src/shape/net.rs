@@ -10,7 +10,7 @@
 //! and at most one operation.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use crate::record::{Image, Record, Tid};
 
@@ -36,13 +36,45 @@ pub struct Chain<'a> {
     pub after: Option<Version<'a>>,
 }
 
+/// The record for each version, by leaf and place.
+type Places = HashMap<(u32, Tid), usize, BuildHasherDefault<PlaceHasher>>;
+
+/// A hash of a few integers. They come from the server, not from whoever writes rows.
+#[derive(Default)]
+struct PlaceHasher(u64);
+
+impl Hasher for PlaceHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        // FxHash: good enough in the upper bits, which the rotation brings down for the next value.
+        self.0 = (self.0.rotate_left(26) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
 /// The chains of a transaction in order of their first records; without those that left nothing behind.
 pub fn chains<'a>(records: &[Record<'a>]) -> Vec<Chain<'a>> {
-    let mut made: HashMap<(u32, Tid), ()> = HashMap::with_capacity(records.len());
-    let mut superseded: HashMap<(u32, Tid), usize> = HashMap::with_capacity(records.len());
+    let mut made = Places::with_capacity_and_hasher(records.len(), Default::default());
+    let mut superseded = Places::with_capacity_and_hasher(records.len(), Default::default());
     for (index, record) in records.iter().enumerate() {
         if let Some(new) = record.new {
-            made.insert((record.relid, new.tid), ());
+            made.insert((record.relid, new.tid), index);
         }
         if let Some(old) = record.old {
             superseded.insert((record.relid, old.tid), index);
@@ -78,7 +110,7 @@ fn version<'a>(record: &Record<'a>, image: Image<'a>) -> Version<'a> {
 fn last_version<'a>(
     records: &[Record<'a>],
     start: usize,
-    superseded: &HashMap<(u32, Tid), usize>,
+    superseded: &Places,
 ) -> Option<Version<'a>> {
     let mut record = &records[start];
     // A chain visits each record once at most: the bound only matters for a damaged log.

@@ -136,6 +136,19 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// The rows that are in the shape, in an order that depends on nothing else.
+    pub fn in_order(&self) -> Vec<&Row> {
+        let mut rows: Vec<_> = self
+            .rows
+            .iter()
+            .filter_map(|(key, row)| Some((key, row.as_ref()?)))
+            .collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        rows.into_iter().map(|(_, row)| row).collect()
+    }
+}
+
 /// A row that is in the shape, with all that is needed of it.
 fn keep(
     mut row: Row,

@@ -124,7 +124,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Reads rows in physical order until they are more than a chunk takes; true if they are not.
+    /// Reads rows as they are stored, those of the overlay last, until they are more than a chunk takes; true if they are not.
     fn fits_one_chunk(
         &mut self,
         table: &Table,
@@ -133,32 +133,29 @@ impl Snapshot {
     ) -> Result<bool> {
         let threshold = self.request.threshold;
         let pieces = &mut self.pieces;
-        let mut writer = RowWriter::of_table(selection, table);
         let scratch = Context::new();
-        for row in overlay.rows.values().flatten() {
-            scratch.run(|| pieces.put(|out| writer.put(|index| row.get(index), out, |_| true)));
-        }
         let mut writer = RowWriter::of_query(selection, table);
         let query = selection.query(&self.request.definition, table, Order::Physical);
         let base = Cursor::open(&query, Goal::AllRows);
         let mut pace = Pace::default();
-        while pieces.bytes < threshold {
-            let before = pieces.bytes;
-            let asked = pace.rows();
+        let mut more = true;
+        while more && pieces.bytes < threshold {
+            let (before, asked) = (pieces.bytes, pace.rows());
             let got = fetch(&base, asked, &mut |row| {
                 let wanted = |key: &[u8]| !overlay.rows.contains_key(key);
                 scratch.run(|| pieces.put(|out| writer.put(|index| row.get(index), out, wanted)));
             })?;
             scratch.reset();
             pace.learn(got, pieces.bytes - before);
-            if got < asked {
-                pieces.close();
-                base.close();
-                return Ok(pieces.bytes < threshold);
-            }
+            more = got == asked;
         }
         base.close();
-        Ok(false)
+        let mut writer = RowWriter::of_table(selection, table);
+        for row in overlay.in_order() {
+            scratch.run(|| pieces.put(|out| writer.put(|index| row.get(index), out, |_| true)));
+        }
+        pieces.close();
+        Ok(!more && pieces.bytes < threshold)
     }
 
     /// Reads on until there is a whole piece.
