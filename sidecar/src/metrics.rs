@@ -211,17 +211,19 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// A client has to start over. Only a reason's first word is counted, so that there are few.
+    /// A client has to start over. What a reason says of names and numbers is not counted, so that there are few.
     pub fn refetch(&self, reason: &str) {
-        let word: String = reason
-            .chars()
-            .take_while(char::is_ascii_alphabetic)
-            .take(20)
-            .collect();
-        let reason = if word.is_empty() {
+        let words = reason
+            .split(['"', '('])
+            .next()
+            .unwrap_or_default()
+            .split_whitespace();
+        let words = words.take_while(|word| !word.contains(|c: char| c.is_ascii_digit()));
+        let reason = words.collect::<Vec<_>>().join(" ");
+        let reason = if reason.is_empty() {
             "gone".into()
         } else {
-            word.to_ascii_lowercase()
+            reason
         };
         self.refetches.get_or_create(&ReasonLabel { reason }).inc();
     }
@@ -250,7 +252,8 @@ mod tests {
     fn text_for_prometheus() {
         let metrics = Metrics::new();
         metrics.request("live", 200, 0.01);
-        metrics.refetch("truncate at 12345");
+        metrics.refetch("truncate 12345");
+        metrics.refetch("table \"public\".\"t\" does not exist");
         metrics.refetch("");
         let text = metrics.text();
         assert!(
