@@ -44,8 +44,7 @@ pub struct Metrics {
     snapshots: Family<ResultLabel, Counter>,
     snapshot_bytes: Counter,
     snapshot_seconds: Histogram,
-    /// Requests that are held.
-    pub live_requests: Gauge,
+    live_requests: Gauge,
     /// Shapes attached to the feed.
     pub attached_shapes: Gauge,
     /// 1 while the feed is connected.
@@ -70,6 +69,15 @@ pub struct Metrics {
     pub pool_size: Gauge,
     /// Those of them that are free.
     pub pool_free: Gauge,
+}
+
+/// A request that is held.
+pub struct Held(Gauge);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 fn seconds() -> Histogram {
@@ -209,6 +217,12 @@ impl Metrics {
         self.request_seconds
             .get_or_create(&ClassLabel { class })
             .observe(seconds);
+    }
+
+    /// A request is held until this is dropped, as it also is when the client goes away.
+    pub fn held(&self) -> Held {
+        self.live_requests.inc();
+        Held(self.live_requests.clone())
     }
 
     /// A client has to start over. What a reason says of names and numbers is not counted, so that there are few.
