@@ -14,7 +14,7 @@ create function shapefeed._detach(ids int4[]) returns void
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', '_detach_wrapper';
 
--- What has happened to the attached shapes since the last call, in order of position.
+-- What has happened to the attached shapes since the last call, in order of position; as much as half a second allows.
 --   max_bytes  the transaction whose messages make the sum reach this is the last
 -- Returns rows of a kind:
 --   'op'    an operation: `message` for the shapes `ids`; `last`: it is the last of its transaction for them

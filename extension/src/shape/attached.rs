@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use super::definition::{Definition, Replica};
+use super::family::Family;
 use super::keyless::Counts;
 use super::overlay::Filter;
-use super::tuple::{Family, changed};
+use super::tuple::changed;
 use super::window::End;
 use crate::error::Result;
 use crate::pg::attempt::attempt;
@@ -146,9 +147,14 @@ impl Attached {
     /// Detaches what ends at a position, and says what that was.
     pub fn end(&mut self, ends: &[End], position: i64) -> Vec<Ended> {
         let mut all = Vec::new();
-        for End { relid, shape: hash, reason } in ends {
+        for End {
+            relid,
+            shape: hash,
+            reason,
+        } in ends
+        {
             for group in self.groups.values_mut() {
-                let whole = relid.is_some_and(|relid| group.family.all().any(|member| member == relid));
+                let whole = relid.is_some_and(|relid| group.family.has(relid));
                 let is_it = |shape: &Shape| whole || hash.as_ref() == Some(&shape.definition.hash);
                 all.extend(group.end(is_it, &self.heads, position, reason));
             }
@@ -270,7 +276,10 @@ impl Group {
             }
             shape.ids.is_empty()
         });
-        (!ids.is_empty()).then(|| Ended { ids, reason: reason.to_string() })
+        (!ids.is_empty()).then(|| Ended {
+            ids,
+            reason: reason.to_string(),
+        })
     }
 
     fn refresh(&mut self, ended: &mut Vec<Ended>) {

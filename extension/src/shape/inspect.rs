@@ -32,10 +32,12 @@ fn define(
     replica: &str,
 ) -> Result<Definition> {
     let names = Relation::open(relation, Lock::AccessShare).map(|relation| relation.facts());
-    let names = names.map(|facts| vec![facts.schema, facts.name]).ok_or_else(|| {
-        let message = format!("relation with OID {} does not exist", relation.to_u32());
-        Error::Sql(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, "")
-    })?;
+    let names = names
+        .map(|facts| vec![facts.schema, facts.name])
+        .ok_or_else(|| {
+            let message = format!("relation with OID {} does not exist", relation.to_u32());
+            Error::Sql(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, "")
+        })?;
     for_current_user(names, clause, params, columns, replica.into())
 }
 
@@ -53,8 +55,15 @@ fn visible_rows(
     let definition = define(relation, clause, params, columns, "default").or_raise();
     let newest = || place::pin(&definition).or_raise().position;
     let position = at_position.unwrap_or_else(newest);
-    let request = Request { definition, position, threshold: THRESHOLD, cursor: None };
-    let pieces = Snapshot::begin(request).or_raise().filter(|piece| piece[0] == DATA);
+    let request = Request {
+        definition,
+        position,
+        threshold: THRESHOLD,
+        cursor: None,
+    };
+    let pieces = Snapshot::begin(request)
+        .or_raise()
+        .filter(|piece| piece[0] == DATA);
     SetOfIterator::new(pieces.flat_map(|piece| {
         let rows = [b"[", &piece[1..], b"]"].concat();
         let rows: Vec<Value> = serde_json::from_slice(&rows).expect("a piece is rows in JSON");
@@ -97,7 +106,10 @@ fn beginning(definition: &Definition) -> Result<i64> {
 
 /// `shapefeed.changes`: the operations of a shape between two positions.
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity, reason = "the macro wants the row type spelled out")]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
 fn changes(
     relation: Oid,
     clause: Option<String>,
@@ -121,14 +133,30 @@ fn changes(
     let definition = define(relation, clause, params, columns, &replica).or_raise();
     let from = from_position.unwrap_or_else(|| beginning(&definition).or_raise());
     let to = to_position.unwrap_or(i64::MAX);
-    let stretch = Stretch { from: (from, 0), to, max_bytes: STRETCH_BYTES };
-    let changes = Changes { definition, stretch, entries: VecDeque::new(), done: false };
+    let stretch = Stretch {
+        from: (from, 0),
+        to,
+        max_bytes: STRETCH_BYTES,
+    };
+    let changes = Changes {
+        definition,
+        stretch,
+        entries: VecDeque::new(),
+        done: false,
+    };
     TableIterator::new(changes.map(|entry| {
         let mut message: Value = serde_json::from_str(&entry.message).expect("a message is JSON");
         let key = message["key"].as_str().map(str::to_string);
         let mut member = |name: &str| message.get_mut(name).map(Value::take).map(JsonB);
         let (value, old_value) = (member("value"), member("old_value"));
-        (entry.position, entry.operation.name(), key, value, old_value, entry.xid as i64)
+        (
+            entry.position,
+            entry.operation.name(),
+            key,
+            value,
+            old_value,
+            entry.xid as i64,
+        )
     }))
 }
 
@@ -167,7 +195,10 @@ impl Decoder {
         let log = Log::lock();
         let _latest = Latest::take();
         let (commits, complete_to) = log.commits(self.position, self.to, |_| true, COMMITS_AT_ONCE);
-        let before = log.newest_batch_up_to(self.position).map(|batch| batch.snapshot).unwrap_or_default();
+        let before = log
+            .newest_batch_up_to(self.position)
+            .map(|batch| batch.snapshot)
+            .unwrap_or_default();
         for commit in commits {
             self.decode(&log, &commit, &before)?;
         }
@@ -178,17 +209,35 @@ impl Decoder {
     fn decode(&mut self, log: &Log, commit: &Commit, before: &Visible) -> Result<()> {
         let transaction = log.transaction(commit.member, commit.xid);
         let records = transaction.records()?;
-        let around = Around { log, records: &records, before };
+        let around = Around {
+            log,
+            records: &records,
+            before,
+        };
         for record in &records {
             // A table that is gone or not what it was cannot be decoded any more; its records are listed all the same.
             let mut table = Leaf::open(record.relid);
             let mut side = |image: Option<Image<'_>>| {
-                let version = |image| super::net::Version { relid: record.relid, layout: record.layout, image };
-                table.as_mut()?.json(&transaction, &version(image?), &around).ok()
+                let version = |image| super::net::Version {
+                    relid: record.relid,
+                    layout: record.layout,
+                    image,
+                };
+                table
+                    .as_mut()?
+                    .json(&transaction, &version(image?), &around)
+                    .ok()
             };
             let (old, new) = (side(record.old), side(record.new));
             let (position, xid) = (commit.position, commit.xid);
-            self.ready.push_back(Decoded { position, xid, relid: record.relid, kind: kind(record), old, new });
+            self.ready.push_back(Decoded {
+                position,
+                xid,
+                relid: record.relid,
+                kind: kind(record),
+                old,
+                new,
+            });
         }
         Ok(())
     }
@@ -207,7 +256,11 @@ impl Leaf {
         let table = Table::open(relid, &facts.schema, &facts.name, &[])?;
         let places = table.key.clone();
         let columns = table.columns(&places);
-        Some(Leaf { table, places, columns })
+        Some(Leaf {
+            table,
+            places,
+            columns,
+        })
     }
 
     fn json(
@@ -220,7 +273,9 @@ impl Leaf {
         self.table.fetch(&mut row, &self.places, around)?;
         let mut json = b"{".to_vec();
         let columns = &mut self.columns;
-        self.table.scratch.run(|| put_members(columns, |index| row.get(index), &mut json));
+        self.table
+            .scratch
+            .run(|| put_members(columns, |index| row.get(index), &mut json));
         json.push(b'}');
         Ok(serde_json::from_slice(&json).unwrap_or(Value::Object(Map::new())))
     }
@@ -238,7 +293,10 @@ fn kind(record: &Record<'_>) -> &'static str {
 
 /// `shapefeed._decoded`: the records of the log, decoded.
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity, reason = "the macro wants the row type spelled out")]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
 fn _decoded(
     from_position: Option<i64>,
     to_position: Option<i64>,
@@ -257,14 +315,26 @@ fn _decoded(
     let (oldest, head) = {
         let log = Log::lock();
         let _latest = Latest::take();
-        let position = |batch: Option<super::window::Batch>| batch.map_or(0, |batch| batch.position);
+        let position =
+            |batch: Option<super::window::Batch>| batch.map_or(0, |batch| batch.position);
         (position(log.oldest_batch()), position(log.newest_batch()))
     };
     let position = from_position.unwrap_or(oldest);
     let to = to_position.unwrap_or(head).min(head);
-    let decoder = Decoder { position, to, ready: VecDeque::new() };
+    let decoder = Decoder {
+        position,
+        to,
+        ready: VecDeque::new(),
+    };
     TableIterator::new(decoder.map(|row| {
         let relation = Oid::from_u32(row.relid);
-        (row.position, row.xid as i64, relation, row.kind, row.old.map(JsonB), row.new.map(JsonB))
+        (
+            row.position,
+            row.xid as i64,
+            relation,
+            row.kind,
+            row.old.map(JsonB),
+            row.new.map(JsonB),
+        )
     }))
 }

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 
 use super::cursor;
 use super::definition::Definition;
+use super::merge::Chunk;
 use super::net::Keyed;
 use super::overlay::{Filter, read_counts};
-use super::rows::{Order, Pieces, RowWriter, Selection};
-use super::snapshot::{Chunk, bad_cursor};
+use super::rows::{Order, Pieces, RowWriter, Selection, fetch};
+use super::snapshot::bad_cursor;
 use super::tuple::{Key, Table};
 use super::window::Log;
 use crate::error::{Error, Result};
@@ -111,7 +112,7 @@ fn read_now(
     let (mut rows, mut index): (Vec<Counted>, HashMap<u128, usize>) = Default::default();
     let mut read = 0;
     loop {
-        let got = base.fetch(FETCH_ROWS, &mut |row| {
+        let got = fetch(&base, FETCH_ROWS, &mut |row| {
             scratch.run(|| {
                 let hash = hash_of(&writer.key(|column| row.get(column)));
                 let at = *index.entry(hash).or_insert_with(|| {
@@ -126,7 +127,7 @@ fn read_now(
                 });
                 rows[at].count += 1;
             })
-        });
+        })?;
         scratch.reset();
         read += got;
         if read as u64 > guc::keyless_max_rows() {

@@ -4,16 +4,17 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::definition::Definition;
-use super::keyless::{self, Counts};
+use super::family::Family;
+use super::judge::{Tally, judge, judge_counts};
+use super::keyless::Counts;
 use super::message::Operation;
-use super::net::{self, Chain};
-use super::operation::{self, At, Planned, Projection};
+use super::net;
+use super::operation::{self, At, Job, Planned, Projection};
 use super::overlay::{Filter, concerns, ended};
 use super::place;
 use super::tuple::{Around, Effect, Table};
-use super::window::{Commit, Log, Transaction};
-use crate::error::{Error, OrRaise, Result};
-use crate::pg::attempt::{Caught, attempt};
+use super::window::{Commit, Log};
+use crate::error::{OrRaise, Result};
 use crate::pg::reading::{self, Latest};
 use crate::sequence::order::Snapshot;
 
@@ -46,60 +47,65 @@ pub struct Entry {
 
 /// Reads a stretch of a shape's log. Also returns the position up to which the log is evaluated; none if the stretch was
 /// cut by its size.
+///
+/// The log is locked for some transactions at a time: each look is complete in itself, so retention gets its turn.
 pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Option<i64>)> {
     reading::may_read()?;
     let _role = definition.enter()?;
     let mut table = place::open_table(definition)?;
-    let log = Log::lock();
-    let _latest = Latest::take();
-    let (from, to) = bounds(&log, definition, &table, &stretch)?;
-    let mut shape = Shape::new(&log, definition, &mut table, stretch.from)?;
+    let family = table.family.clone();
+    let mut shape = None;
+    let (mut after, n) = stretch.from;
     let mut entries = Entries {
         stretch,
         entries: Vec::new(),
         bytes: 0,
     };
-    let mut after = from;
-    while after < to {
+    loop {
+        let log = Log::lock();
+        let _latest = Latest::take();
+        let to = end_of(&log, definition, &family, after, stretch.to)?;
+        if shape.is_none() {
+            after = if n > 0 { after - 1 } else { after };
+            shape = Some(Shape::new(&log, definition, &mut table, after)?);
+        }
+        let shape = shape.as_mut().expect("it was just set");
         let about = |commit: &Commit| commit.relids.contains(&definition.relid);
         let (commits, complete_to) = log.commits(after, to, about, COMMITS_AT_ONCE);
         for commit in commits {
-            if !shape.read(&commit, &mut entries)? {
+            if !shape.read(&log, &commit, &mut entries)? {
                 return Ok((entries.entries, None));
             }
         }
+        if complete_to >= to {
+            return Ok((entries.entries, Some(to)));
+        }
         after = complete_to;
     }
-    Ok((entries.entries, Some(to)))
 }
 
-const COMMITS_AT_ONCE: usize = 4096;
+const COMMITS_AT_ONCE: usize = 1000;
 
-/// The positions to read: after the first, up to the second. An error when the log cannot be read from there on.
-fn bounds(
+/// The position up to which to read. An error when the log cannot be read from a position on.
+fn end_of(
     log: &Log,
     definition: &Definition,
-    table: &Table,
-    stretch: &Stretch,
-) -> Result<(i64, i64)> {
-    let (position, n) = stretch.from;
+    family: &Family,
+    position: i64,
+    to: i64,
+) -> Result<i64> {
     place::require(log, position)?;
-    let head = log.newest_batch().map_or(position, |batch| batch.position);
     for (_, ends) in log.ends_above(position) {
-        if let Some(end) = ends.iter().find(|end| concerns(end, definition, table)) {
+        if let Some(end) = ends.iter().find(|end| concerns(end, definition, family)) {
             return Err(ended(end));
         }
     }
-    Ok((
-        if n > 0 { position - 1 } else { position },
-        stretch.to.min(head),
-    ))
+    let head = log.newest_batch().map_or(position, |batch| batch.position);
+    Ok(to.min(head))
 }
 
 /// One shape, ready to be told of transactions in order.
 struct Shape<'a> {
-    log: &'a Log,
-    definition: &'a Definition,
     table: &'a mut Table,
     filter: Filter,
     projection: Projection,
@@ -110,48 +116,47 @@ struct Shape<'a> {
 }
 
 impl<'a> Shape<'a> {
+    /// A shape that has been told of everything up to a position.
     fn new(
-        log: &'a Log,
-        definition: &'a Definition,
+        log: &Log,
+        definition: &Definition,
         table: &'a mut Table,
-        from: (i64, i64),
+        after: i64,
     ) -> Result<Shape<'a>> {
-        let filter = Filter::new(definition)?;
+        let mut filter = Filter::new(definition)?;
         let projection = Projection::new(table, &definition.columns, definition.replica)?;
-        let after = if from.1 > 0 { from.0 - 1 } else { from.0 };
         // A position inside the oldest batch there is: nothing before it is needed.
-        let before = log
-            .newest_batch_up_to(after)
+        let batch = log.newest_batch_up_to(after);
+        let (batch, before) = batch
             .map(|batch| (batch.position, batch.snapshot))
             .unwrap_or_default();
-        let keyed = table.keyed;
-        let mut shape = Shape {
-            log,
-            definition,
-            table,
-            filter,
-            projection,
-            before: before.1,
-            counts: None,
-        };
-        if !keyed {
+        let counts = if table.keyed {
+            None
+        } else {
+            let filter = &mut filter;
             let mut tally = Tally {
                 log,
                 definition,
-                table: shape.table,
-                filter: &mut shape.filter,
+                table,
+                filter,
             };
-            shape.counts = Some(tally.at(before.0, after, &shape.before)?);
-        }
-        Ok(shape)
+            Some(tally.at(batch, after, &before)?)
+        };
+        Ok(Shape {
+            table,
+            filter,
+            projection,
+            before,
+            counts,
+        })
     }
 
     /// Adds the operations of one transaction; false when the stretch is full.
-    fn read(&mut self, commit: &Commit, entries: &mut Entries) -> Result<bool> {
-        let transaction = self.log.transaction(commit.member, commit.xid);
+    fn read(&mut self, log: &Log, commit: &Commit, entries: &mut Entries) -> Result<bool> {
+        let transaction = log.transaction(commit.member, commit.xid);
         let records = transaction.records()?;
         let around = Around {
-            log: self.log,
+            log,
             records: &records,
             before: &self.before,
         };
@@ -206,15 +211,12 @@ impl<'a> Shape<'a> {
                 continue;
             }
             let (projection, table) = (&mut self.projection, &mut *self.table);
-            let begun = projection.write(
-                table,
-                &mut effects[*effect],
-                *operation,
-                &changes[*effect],
-                *pair,
-                at,
-                &around,
-            )?;
+            let job = Job {
+                operation: *operation,
+                changes: &changes[*effect],
+                pair: *pair,
+            };
+            let begun = projection.write(table, &mut effects[*effect], job, at, &around)?;
             let last = i + 1 == planned.len();
             let message = operation::text(&begun, last);
             let (position, xid) = (commit.position, commit.xid);
@@ -246,142 +248,6 @@ impl Entries {
         self.bytes += entry.message.len() as u64;
         self.entries.push(entry);
         self.bytes < self.stretch.max_bytes
-    }
-}
-
-/// What a transaction did to a table, and on which side of each effect the row was in the shape.
-pub type Judged = (Vec<Effect>, Vec<bool>, Vec<bool>);
-
-/// Asks a filter about both sides of each effect of a transaction.
-fn judge(
-    table: &mut Table,
-    filter: &mut Filter,
-    transaction: &Transaction,
-    chains: &[Chain<'_>],
-    around: &Around<'_>,
-) -> Result<Judged> {
-    let mut effects = table.effects(transaction, chains, around)?;
-    fetch(&mut effects, filter.columns(), table, around)?;
-    let (was_in, is_in) =
-        attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
-    Ok((effects, was_in, is_in))
-}
-
-/// Fetches what these columns have out of line, on both sides of each effect.
-pub fn fetch(
-    effects: &mut [Effect],
-    columns: &[usize],
-    table: &mut Table,
-    around: &Around<'_>,
-) -> Result<()> {
-    let rows = effects
-        .iter_mut()
-        .flat_map(|effect| [&mut effect.before, &mut effect.after])
-        .flatten();
-    rows.filter(|row| row.is_external())
-        .try_for_each(|row| table.fetch(row, columns, around))
-}
-
-/// On which side of each effect the row is in. Raises what the where clause raises.
-pub fn sides(effects: &mut [Effect], filter: &mut Filter, table: &Table) -> (Vec<bool>, Vec<bool>) {
-    let mut is_in = |row: &mut Option<crate::pg::image::Row>| {
-        row.as_mut()
-            .is_some_and(|row| filter.matches(row, table.relation()))
-    };
-    effects
-        .iter_mut()
-        .map(|effect| (is_in(&mut effect.before), is_in(&mut effect.after)))
-        .unzip()
-}
-
-/// An error of a where clause, without the values that it may tell of.
-pub fn unevaluated(caught: &Caught) -> Error {
-    Error::Sql(
-        caught.sqlstate,
-        "the where clause cannot be evaluated for a row of the table".into(),
-        "Write it so that it raises no error for any row.",
-    )
-}
-
-/// For a table without a key: an effect for each row of the shape of which there came to be the first, or no more.
-pub fn judge_counts(
-    counts: &mut Counts,
-    table: &mut Table,
-    filter: &mut Filter,
-    transaction: &Transaction,
-    chains: &[Chain<'_>],
-    around: &Around<'_>,
-) -> Result<Judged> {
-    let mut judged: Judged = Default::default();
-    for mut gain in keyless::gains(table.keyed_chains(transaction, chains, around)?) {
-        let matches = attempt(|| filter.matches(&mut gain.row, table.relation()));
-        if !matches.map_err(|caught| unevaluated(&caught))? {
-            continue;
-        }
-        let (before, after) = counts.change(&gain.key, gain.gained);
-        let (came, went) = (before <= 0 && after > 0, before > 0 && after <= 0);
-        if !came && !went {
-            continue;
-        }
-        let (old, new) = if went {
-            (Some(gain.row), None)
-        } else {
-            (None, Some(gain.row))
-        };
-        let (op_position, key) = (gain.op_position, gain.key);
-        judged.0.push(Effect {
-            op_position,
-            key,
-            before: old,
-            after: new,
-            other_key: None,
-        });
-        judged.1.push(went);
-        judged.2.push(came);
-    }
-    Ok(judged)
-}
-
-/// Counts the rows of a shape on a table without a key.
-pub struct Tally<'a> {
-    /// The log.
-    pub log: &'a Log,
-    /// The shape.
-    pub definition: &'a Definition,
-    /// Its table.
-    pub table: &'a mut Table,
-    /// Its filter.
-    pub filter: &'a mut Filter,
-}
-
-impl Tally<'_> {
-    /// The counts as of a position: those of the batch before it, and what came between.
-    pub fn at(&mut self, batch: i64, position: i64, before: &Snapshot) -> Result<Counts> {
-        let source = keyless::Source {
-            log: self.log,
-            definition: self.definition,
-            before,
-        };
-        let mut counts = Counts::as_of(&source, self.table, self.filter)?;
-        let about = |commit: &Commit| commit.relids.contains(&self.definition.relid);
-        for commit in self.log.commits(batch, position, about, usize::MAX).0 {
-            let transaction = self.log.transaction(commit.member, commit.xid);
-            let records = transaction.records()?;
-            let around = Around {
-                log: self.log,
-                records: &records,
-                before,
-            };
-            judge_counts(
-                &mut counts,
-                self.table,
-                self.filter,
-                &transaction,
-                &net::chains(&records),
-                &around,
-            )?;
-        }
-        Ok(counts)
     }
 }
 

@@ -4,22 +4,29 @@ pub mod define;
 pub mod definition;
 pub mod schema_header;
 
-pub mod cursor;
 pub mod message;
 pub mod net;
 
+pub mod family;
 pub mod tuple;
 pub mod window;
 
-pub mod keyless;
-pub mod overlay;
 pub mod place;
+
+pub mod cursor;
+pub mod keyless;
+pub mod merge;
+pub mod overlay;
 pub mod rows;
 pub mod snapshot;
 
-pub mod attached;
-pub mod feed;
+pub mod judge;
 pub mod log;
 pub mod operation;
+
+pub mod attached;
+pub mod feed;
+pub mod pass;
+pub mod share;
 
 pub mod inspect;

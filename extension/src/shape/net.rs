@@ -121,13 +121,8 @@ pub struct Effect<K, R> {
 
 /// Pairs the ends of a table's chains by key; in order of `op_position`.
 pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Effect<K, R>> {
-    let index = |of: fn(&Keyed<K, R>) -> Option<&(K, R)>| -> HashMap<K, usize> {
-        let ends = chains.iter().enumerate();
-        ends.filter_map(|(i, chain)| of(chain).map(|(key, _)| (key.clone(), i)))
-            .collect()
-    };
-    let before = index(|chain| chain.before.as_ref());
-    let after = index(|chain| chain.after.as_ref());
+    let before = index(&chains, |chain| chain.before.as_ref());
+    let after = index(&chains, |chain| chain.after.as_ref());
     let mut out = Vec::with_capacity(chains.len());
     for i in 0..chains.len() {
         let start = chains[i].start;
@@ -168,6 +163,16 @@ pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Eff
     }
     out.sort_by_key(|effect| effect.op_position);
     out
+}
+
+/// Where each key is at one end of the chains.
+fn index<K: Clone + Eq + Hash, R>(
+    chains: &[Keyed<K, R>],
+    end: impl Fn(&Keyed<K, R>) -> Option<&(K, R)>,
+) -> HashMap<K, usize> {
+    let ends = chains.iter().enumerate();
+    ends.filter_map(|(i, chain)| end(chain).map(|(key, _)| (key.clone(), i)))
+        .collect()
 }
 
 fn key_of<K: Clone, R>(end: &Option<(K, R)>) -> Option<K> {

@@ -30,6 +30,17 @@ pub struct At {
     pub position: i64,
 }
 
+/// A message that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// What happened.
+    pub operation: Operation,
+    /// For an update: which selected columns changed.
+    pub changes: &'a [bool],
+    /// It is one half of a row that changed its key and stayed in.
+    pub pair: bool,
+}
+
 /// The columns of a shape and how they are written: the same for all shapes with the same columns and replica mode.
 pub struct Projection {
     /// Places of the selected columns, from 0.
@@ -71,17 +82,20 @@ impl Projection {
         self.selected.iter().map(differs).collect()
     }
 
-    /// The message of an operation on a key, up to where `last` stands. `changes`: for an update, what changed.
+    /// The message of an operation on a key, up to where `last` stands.
     pub fn write(
         &mut self,
         table: &mut Table,
         effect: &mut Effect,
-        operation: Operation,
-        changes: &[bool],
-        pair: bool,
+        job: Job<'_>,
         at: At,
         around: &Around<'_>,
     ) -> Result<Vec<u8>> {
+        let Job {
+            operation,
+            changes,
+            pair,
+        } = job;
         let row = if operation == Operation::Delete {
             &mut effect.before
         } else {

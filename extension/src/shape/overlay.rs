@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::definition::Definition;
+use super::family::Family;
 use super::net;
 use super::tuple::{Around, Key, Table};
 use super::window::{End, Log, Transaction, ends_of};
@@ -55,8 +56,8 @@ impl Filter {
 }
 
 /// Does this end a shape's handles?
-pub fn concerns(end: &End, definition: &Definition, table: &Table) -> bool {
-    end.relid.is_some_and(|relid| table.is_about(relid))
+pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
+    end.relid.is_some_and(|relid| family.has(relid))
         || end.shape.as_deref() == Some(&definition.hash)
 }
 
@@ -75,7 +76,7 @@ fn after(
     mut each: impl FnMut(&mut Table, &Transaction, &[net::Chain<'_>], &Around<'_>) -> Result<()>,
 ) -> Result<()> {
     for summary in log.unseen_by(before) {
-        if let Some(end) = ends_of(&summary).find(|end| concerns(end, definition, table)) {
+        if let Some(end) = ends_of(&summary).find(|end| concerns(end, definition, &table.family)) {
             return Err(ended(&end));
         }
         if !summary.relids.contains(&definition.relid) {

@@ -187,7 +187,7 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
     if ended
         .iter()
         .flat_map(|(_, ends)| ends)
-        .any(|end| concerns(end, definition, &table))
+        .any(|end| concerns(end, definition, &table.family))
     {
         return Err(again("the table's epoch is just ending"));
     }
@@ -202,10 +202,13 @@ pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
         _ => 0,
     };
     let ends = log.ends_above(oldest);
-    let ended = ends
-        .iter()
-        .rfind(|(_, ends)| ends.iter().any(|end| concerns(end, definition, table)));
-    oldest.max(since).max(ended.map_or(0, |(position, _)| *position))
+    let ended = ends.iter().rfind(|(_, ends)| {
+        ends.iter()
+            .any(|end| concerns(end, definition, &table.family))
+    });
+    oldest
+        .max(since)
+        .max(ended.map_or(0, |(position, _)| *position))
 }
 
 /// Whether a client of a shape can go on: the snapshot that it has is of `pin`, and it stands at `position`.
@@ -231,7 +234,7 @@ fn place_of(
     let ended = ends
         .iter()
         .flat_map(|(_, ends)| ends)
-        .find(|end| concerns(end, definition, &table));
+        .find(|end| concerns(end, definition, &table.family));
     Ok(match ended {
         Some(end) => ("gone", Some(end.reason.clone())),
         None => ("ok", None),

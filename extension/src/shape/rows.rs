@@ -3,10 +3,12 @@
 use pgrx::pg_sys::Datum;
 
 use super::definition::Definition;
+use super::judge::unevaluated;
 use super::tuple::{Table, changed, put_members};
 use crate::error::Result;
+use crate::pg::attempt::attempt;
 use crate::pg::encode::Column;
-use crate::pg::query::{self, identifier, literal};
+use crate::pg::query::{self, Cursor, Fetched, identifier, literal};
 
 /// The order in which rows are read.
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +177,12 @@ impl RowWriter {
 
 /// Bytes of `{"key":"`.
 const KEY_START: usize = 8;
+
+/// Hands the next rows of a query to `each`; returns how many there were. An error that one of them raises comes back
+/// without the values that it may tell of.
+pub fn fetch(query: &Cursor, count: usize, each: &mut dyn FnMut(Fetched<'_>)) -> Result<usize> {
+    attempt(|| query.fetch(count, each)).map_err(|caught| unevaluated(&caught))
+}
 
 /// Whole rows, joined as in a JSON array, in pieces of a size that is good to send.
 #[derive(Default)]

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use pgrx::pg_sys::{Datum, Oid};
 
+use super::family::{Family, PARTITIONED};
 use super::message;
 use super::net::{self, Chain, Keyed, Version};
 use super::window::{Log, Transaction};
@@ -14,7 +15,7 @@ use crate::pg::encode::Column;
 use crate::pg::image::{self, Kind, Leaf, Pointer, Row};
 use crate::pg::memory::Context;
 use crate::pg::reading;
-use crate::pg::relation::{self, Facts, Lock, Relation};
+use crate::pg::relation::{Lock, Relation};
 use crate::record::Record;
 use crate::sequence::order::Snapshot;
 
@@ -24,61 +25,11 @@ pub type Key = Rc<[u8]>;
 /// What a transaction did to one key of a table.
 pub type Effect = net::Effect<Key, Row>;
 
-/// A table with its partitions and what it is a partition of.
-#[derive(Clone, Debug)]
-pub struct Family {
-    /// The table itself.
-    pub relid: u32,
-    /// The table and all partitions below.
-    members: Vec<u32>,
-    /// The partitioned tables above.
-    ancestors: Vec<u32>,
-    /// Types of the table's columns.
-    pub types: Vec<u32>,
-}
-
-impl Family {
-    /// Of a table; None when it is gone.
-    pub fn of(relid: u32) -> Option<Family> {
-        let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare)?;
-        Some(Family::of_open(relid, &relation.facts()))
-    }
-
-    fn of_open(relid: u32, facts: &Facts) -> Family {
-        // Children of an inheritance parent are tables of their own: it is read with ONLY.
-        let members = if facts.kind == PARTITIONED {
-            relation::inheritors(relid)
-        } else {
-            vec![relid]
-        };
-        let ancestors = if facts.is_partition {
-            relation::ancestors(relid)
-        } else {
-            Vec::new()
-        };
-        let types = facts
-            .attributes
-            .iter()
-            .map(|attribute| attribute.type_oid)
-            .collect();
-        Family {
-            relid,
-            members,
-            ancestors,
-            types,
-        }
-    }
-
-    /// All of its relations.
-    pub fn all(&self) -> impl Iterator<Item = u32> + '_ {
-        self.members.iter().chain(&self.ancestors).copied()
-    }
-}
-
 /// A table that is open and locked with its partitions, ready to read its images.
 pub struct Table {
     relation: Relation,
-    family: Family,
+    /// Which relations it is.
+    pub family: Family,
     /// Is it partitioned?
     pub partitioned: bool,
     /// What its messages have in common.
@@ -98,8 +49,6 @@ pub struct Table {
     /// What they return, until the next row.
     pub scratch: Context,
 }
-
-const PARTITIONED: char = 'p';
 
 struct LeafReader {
     leaf: Leaf,
@@ -178,11 +127,6 @@ impl Table {
     /// The open relation.
     pub fn relation(&self) -> &Relation {
         &self.relation
-    }
-
-    /// An end of this relation's epoch is one of the table's.
-    pub fn is_about(&self, relid: u32) -> bool {
-        self.family.all().any(|member| member == relid)
     }
 
     /// Places of columns by their names, from 0; None when one is gone.

@@ -1,0 +1,155 @@
+//! Which rows of a transaction are in a shape, before and after.
+
+use super::definition::Definition;
+use super::keyless::{self, Counts};
+use super::net::{self, Chain};
+use super::overlay::Filter;
+use super::tuple::{Around, Effect, Table};
+use super::window::{Commit, Log, Transaction};
+use crate::error::{Error, Result};
+use crate::pg::attempt::{Caught, attempt};
+use crate::sequence::order::Snapshot;
+
+/// On which side of each effect the row is in: before and after.
+pub type Sides = (Vec<bool>, Vec<bool>);
+
+/// What a transaction did to a table, and on which side of each effect the row was in the shape.
+pub type Judged = (Vec<Effect>, Vec<bool>, Vec<bool>);
+
+/// Asks a filter about both sides of each effect of a transaction.
+pub fn judge(
+    table: &mut Table,
+    filter: &mut Filter,
+    transaction: &Transaction,
+    chains: &[Chain<'_>],
+    around: &Around<'_>,
+) -> Result<Judged> {
+    let mut effects = table.effects(transaction, chains, around)?;
+    fetch(&mut effects, filter.columns(), table, around)?;
+    let (was_in, is_in) =
+        attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
+    Ok((effects, was_in, is_in))
+}
+
+/// Fetches what these columns have out of line, on both sides of each effect.
+pub fn fetch(
+    effects: &mut [Effect],
+    columns: &[usize],
+    table: &mut Table,
+    around: &Around<'_>,
+) -> Result<()> {
+    let rows = effects
+        .iter_mut()
+        .flat_map(|effect| [&mut effect.before, &mut effect.after])
+        .flatten();
+    rows.filter(|row| row.is_external())
+        .try_for_each(|row| table.fetch(row, columns, around))
+}
+
+/// On which side of each effect the row is in. Raises what the where clause raises.
+pub fn sides(effects: &mut [Effect], filter: &mut Filter, table: &Table) -> (Vec<bool>, Vec<bool>) {
+    let mut is_in = |row: &mut Option<crate::pg::image::Row>| {
+        row.as_mut()
+            .is_some_and(|row| filter.matches(row, table.relation()))
+    };
+    effects
+        .iter_mut()
+        .map(|effect| (is_in(&mut effect.before), is_in(&mut effect.after)))
+        .unzip()
+}
+
+/// An error of a where clause, without the values that it may tell of.
+pub fn unevaluated(caught: &Caught) -> Error {
+    Error::Sql(
+        caught.sqlstate,
+        "the where clause cannot be evaluated for a row of the table".into(),
+        "Write it so that it raises no error for any row.",
+    )
+}
+
+/// For a table without a key: an effect for each row of the shape of which there came to be the first, or no more.
+pub fn judge_counts(
+    counts: &mut Counts,
+    table: &mut Table,
+    filter: &mut Filter,
+    transaction: &Transaction,
+    chains: &[Chain<'_>],
+    around: &Around<'_>,
+) -> Result<Judged> {
+    let mut judged: Judged = Default::default();
+    let mut gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
+    let relation = table.relation();
+    let is_in = attempt(|| {
+        let all = gains.iter_mut();
+        all.map(|gain| filter.matches(&mut gain.row, relation))
+            .collect::<Vec<_>>()
+    });
+    let is_in = is_in.map_err(|caught| unevaluated(&caught))?;
+    let gains = gains.into_iter().zip(is_in);
+    for gain in gains.filter_map(|(gain, is_in)| is_in.then_some(gain)) {
+        let (before, after) = counts.change(&gain.key, gain.gained);
+        let (came, went) = (before <= 0 && after > 0, before > 0 && after <= 0);
+        if !came && !went {
+            continue;
+        }
+        let (old, new) = if went {
+            (Some(gain.row), None)
+        } else {
+            (None, Some(gain.row))
+        };
+        let (op_position, key) = (gain.op_position, gain.key);
+        judged.0.push(Effect {
+            op_position,
+            key,
+            before: old,
+            after: new,
+            other_key: None,
+        });
+        judged.1.push(went);
+        judged.2.push(came);
+    }
+    Ok(judged)
+}
+
+/// Counts the rows of a shape on a table without a key.
+pub struct Tally<'a> {
+    /// The log.
+    pub log: &'a Log,
+    /// The shape.
+    pub definition: &'a Definition,
+    /// Its table.
+    pub table: &'a mut Table,
+    /// Its filter.
+    pub filter: &'a mut Filter,
+}
+
+impl Tally<'_> {
+    /// The counts as of a position: those of the batch before it, and what came between.
+    pub fn at(&mut self, batch: i64, position: i64, before: &Snapshot) -> Result<Counts> {
+        let source = keyless::Source {
+            log: self.log,
+            definition: self.definition,
+            before,
+        };
+        let mut counts = Counts::as_of(&source, self.table, self.filter)?;
+        let about = |commit: &Commit| commit.relids.contains(&self.definition.relid);
+        for commit in self.log.commits(batch, position, about, usize::MAX).0 {
+            let transaction = self.log.transaction(commit.member, commit.xid);
+            let records = transaction.records()?;
+            let around = Around {
+                log: self.log,
+                records: &records,
+                before,
+            };
+            judge_counts(
+                &mut counts,
+                self.table,
+                self.filter,
+                &transaction,
+                &net::chains(&records),
+                &around,
+            )?;
+        }
+        Ok(counts)
+    }
+}
