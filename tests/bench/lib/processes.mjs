@@ -8,11 +8,18 @@ function stat(pid) {
   const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
   const seconds = (n) => Number(fields[n]) / TICKS
-  return { parent: Number(fields[1]), own: seconds(11) + seconds(12), reaped: seconds(13) + seconds(14) }
+  return { parent: Number(fields[1]), own: onProcessor(pid) ?? seconds(11) + seconds(12), reaped: seconds(13) + seconds(14) }
 }
 
-/** Seconds of CPU, user and system, that a process has used. */
-export const cpuSeconds = (pid) => stat(pid).own
+/** The same as utime + stime in nanoseconds instead of ticks of 10 ms, where the kernel counts it; of single-threaded processes. */
+function onProcessor(pid) {
+  try {
+    return Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e9
+  } catch {
+    return undefined
+  }
+}
+
 
 /**
  * Seconds of CPU that a whole cluster has used: postmaster, all of its children, and those that have ended

@@ -15,9 +15,9 @@ export function figure({ suite, name, value, unit = '', at, target, absolute = f
 }
 
 /** A figure without a target. */
-export function remark({ suite, name, value, unit = '', ...detail }) {
-  figures.push({ suite, name, value, unit, ...detail })
-  console.log(`   ${name}  ${number(value)}${unit}`)
+export function remark({ suite, name, value, unit = '', note = '', ...detail }) {
+  figures.push({ suite, name, value, unit, note, ...detail })
+  console.log(`   ${name}  ${number(value)}${unit}${note && `  (${note})`}`)
 }
 
 /** Records what makes figures worthless: a result that is wrong. Fails the run. */
