@@ -23,6 +23,13 @@ fn untrack_once(table: Oid) {
     track::untrack(table.to_u32()).or_raise();
 }
 
+/// Ends every shape on a table: `shapefeed._rotate_owned`.
+#[pg_extern(sql = false)]
+fn rotate_once(table: Oid) {
+    xact::require_writable(c"shapefeed.rotate()");
+    track::rotate(table.to_u32()).or_raise();
+}
+
 /// The session is inside a transaction block: `shapefeed._in_transaction_block`.
 #[pg_extern(sql = false)]
 fn in_transaction_block() -> bool {

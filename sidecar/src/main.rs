@@ -1,3 +1,111 @@
-//! The sidecar.
+//! The sidecar: serves shapes over HTTP (docs/protocol.md). It reads operations and snapshots from the database's SQL
+//! functions, knows nothing of predicates or row images, and holds nothing that another sidecar needs.
 #![forbid(unsafe_code)]
-fn main() {}
+
+// The parts; docs/architecture.md has them in the order of a request.
+mod access;
+mod answer;
+mod app;
+mod caching;
+mod config;
+mod db;
+mod definition;
+mod error;
+mod feed;
+mod flight;
+mod handle;
+mod handlers;
+mod hold;
+mod identifier;
+mod live;
+mod metrics;
+mod offset;
+mod params;
+mod pin;
+mod protocol;
+mod query;
+mod rejection;
+mod response;
+mod router;
+mod sequencer;
+mod serve;
+mod snapshot;
+mod spool;
+mod tail;
+mod tls;
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::config::{Config, LogFormat};
+use crate::feed::Feed;
+
+/// How often kept snapshots are looked through.
+const SWEEP: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config::parse().checked();
+    log_to_stderr(&config)?;
+    let (app, to_attach) = App::new(config)?;
+    tokio::spawn(Feed::new(app.clone(), to_attach).run());
+    tokio::spawn(sequencer::run(app.clone()));
+    tokio::spawn(sweep(app.clone()));
+    tokio::spawn(stop_on_signal(app.clone()));
+    let address = app.config.address();
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    serve::serve(listener, app).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    // The pool warns of every connection that a restart of the database closed.
+    let filter = EnvFilter::try_new(format!("deadpool=error,{}", config.log_level))?;
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(terminal)
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+async fn sweep(app: Arc<App>) {
+    let mut tick = tokio::time::interval(SWEEP);
+    loop {
+        tick.tick().await;
+        app.snapshots.sweep();
+    }
+}
+
+/// The first signal answers all who wait and stops, a second one stops at once.
+async fn stop_on_signal(app: Arc<App>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    for _ in 0..2 {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if app.shutdown.is_cancelled() {
+            std::process::exit(1);
+        }
+        tracing::info!("stopping");
+        app.shutdown.cancel();
+    }
+    Ok(())
+}

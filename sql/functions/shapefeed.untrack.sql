@@ -7,6 +7,9 @@ declare
   give_up_at timestamptz := clock_timestamp() + interval '30 s';
   pause_s float8 := 0.01;
 begin
+  if "table" is null then
+    raise exception using errcode = 'null_value_not_allowed', message = 'the table is null';
+  end if;
   loop
     begin
       perform shapefeed._untrack("table");

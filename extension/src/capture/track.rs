@@ -83,12 +83,7 @@ fn check_trackable(facts: &Facts) -> Result<()> {
     }
     check_persistence(facts)?;
     if !owner::owns_relation(facts.relid) {
-        let message = format!("must be owner of table {}", facts.name);
-        return Err(Error::Sql(
-            Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            message,
-            "Tracking adds triggers to the table.",
-        ));
+        return Err(not_owner(facts.relid));
     }
     if owner::row_security_applies(facts.relid) {
         return refuse(
@@ -205,11 +200,7 @@ fn oid(relid: u32) -> DatumWithOid<'static> {
 
 /// Runs a command with `%s` replaced by the quoted name of a table.
 fn run_on(relid: u32, command: &str) {
-    let name = "select pg_catalog.format('%I.%I', n.nspname, c.relname)
-                from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1";
-    let name =
-        Spi::get_one_with_args::<String>(name, &[oid(relid)]).expect("the catalog can be read");
-    let command = command.replace("%s", &name.expect("the table is locked, so it is there"));
+    let command = command.replace("%s", &relation::quoted_name(relid));
     Spi::run(&command).expect("errors are raised");
 }
 
@@ -275,21 +266,34 @@ fn save_layout(layout: &Layout) {
         .expect("table layout takes the row");
 }
 
+fn not_owner(relid: u32) -> Error {
+    let message = format!("must be owner of table {}", relation::quoted_name(relid));
+    Error::Sql(
+        Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        message,
+        "Tracking is for a table's owner: it adds triggers.",
+    )
+}
+
+/// Ends every shape on a table, so that its clients read it again.
+pub fn rotate(relid: u32) -> Result<()> {
+    if !owner::owns_relation(relid) {
+        return Err(not_owner(relid));
+    }
+    take_end(&[relid], "rotate");
+    Ok(())
+}
+
 /// Ends capturing a table.
 pub fn untrack(relid: u32) -> Result<()> {
     if !owner::owns_relation(relid) {
-        let message = format!("must be owner of the table with oid {relid}");
-        return Err(Error::Sql(
-            Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            message,
-            "",
-        ));
+        return Err(not_owner(relid));
     }
     let Some(tracked) = as_owner(|| find(relid)) else {
         let hint = "View shapefeed.tracked_tables lists the tables that are.";
         return Err(Error::Sql(
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table with oid {relid} is not tracked"),
+            format!("table {} is not tracked", relation::quoted_name(relid)),
             hint,
         ));
     };

@@ -25,5 +25,10 @@ pub mod list;
 pub mod role;
 pub mod table;
 
+pub mod encode;
 pub mod image;
+pub mod invalidation;
+pub mod memory;
+pub mod order;
 pub mod query;
+pub mod reading;

@@ -10,6 +10,9 @@ use crate::error::Error;
 macro_rules! v1 {
     ($(#[$doc:meta])* $function:ident, $record:ident, $call:expr) => {
         $(#[$doc])*
+        ///
+        /// # Safety
+        /// Called by Postgres alone, as a function of version 1.
         #[unsafe(no_mangle)]
         #[pg_guard]
         pub unsafe extern "C-unwind" fn $function(fcinfo: pg_sys::FunctionCallInfo) -> Datum {

@@ -1,1 +1,170 @@
-//! (being written)
+//! A query that Postgres plans and runs, read through a cursor without copying its rows.
+
+use std::ffi::{CStr, CString, c_int};
+
+use pgrx::pg_sys::{self, Datum};
+
+/// A row of a query; its values live until the next row.
+pub struct Fetched<'a> {
+    values: &'a [Datum],
+    nulls: &'a [bool],
+}
+
+impl Fetched<'_> {
+    /// The value of a column, from 0; None is NULL.
+    #[inline]
+    pub fn get(&self, column: usize) -> Option<Datum> {
+        (!self.nulls[column]).then(|| self.values[column])
+    }
+}
+
+/// What the reader of a query is after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// All rows: the plan that is cheapest in total.
+    AllRows,
+    /// The first rows soon.
+    FirstRows,
+}
+
+/// An open cursor. It belongs to the transaction, which closes it if nobody else does, and is found by its name: what
+/// runs between two fetches may have closed it.
+pub struct Cursor {
+    name: CString,
+}
+
+impl Cursor {
+    /// Plans a SELECT under the active snapshot, with the rights of the current user, and gets ready to run it.
+    pub fn open(sql: &str, goal: Goal) -> Cursor {
+        let sql = CString::new(sql).expect("text that comes from Postgres has no zero bytes");
+        let fast = if goal == Goal::FirstRows {
+            pg_sys::CURSOR_OPT_FAST_PLAN
+        } else {
+            0
+        };
+        let options = (pg_sys::CURSOR_OPT_NO_SCROLL | fast) as c_int;
+        // SAFETY: the portal that SPI makes lives until the transaction ends, also after SPI_finish(); read_only runs
+        // it under the active snapshot. The name is copied.
+        let name = unsafe {
+            pg_sys::SPI_connect();
+            let (types, values) = (std::ptr::null_mut(), std::ptr::null_mut());
+            let (name, nulls) = (std::ptr::null(), std::ptr::null());
+            let portal = pg_sys::SPI_cursor_open_with_args(
+                name,
+                sql.as_ptr(),
+                0,
+                types,
+                values,
+                nulls,
+                true,
+                options,
+            );
+            let name = CStr::from_ptr((*portal).name).to_owned();
+            pg_sys::SPI_finish();
+            name
+        };
+        Cursor { name }
+    }
+
+    /// Hands the next `count` rows to `each`; returns how many there were.
+    pub fn fetch(&self, count: usize, each: &mut dyn FnMut(Fetched<'_>)) -> usize {
+        let mut receiver = Receiver {
+            base: pg_sys::DestReceiver {
+                receiveSlot: Some(receive),
+                rStartup: Some(start_up),
+                rShutdown: Some(shut_down),
+                rDestroy: Some(shut_down),
+                mydest: pg_sys::CommandDest::DestNone,
+            },
+            each,
+        };
+        // SAFETY: the portal is looked up anew; PortalRunFetch() gives each row to the receiver, which outlives it.
+        unsafe {
+            let portal = pg_sys::SPI_cursor_find(self.name.as_ptr());
+            if portal.is_null() {
+                return 0;
+            }
+            let forward = pg_sys::FetchDirection::FETCH_FORWARD;
+            pg_sys::PortalRunFetch(portal, forward, count as _, (&raw mut receiver).cast()) as usize
+        }
+    }
+
+    /// Closes the cursor before the transaction ends.
+    pub fn close(self) {
+        // SAFETY: looked up anew; closing a portal that is not being run is always allowed.
+        unsafe {
+            let portal = pg_sys::SPI_cursor_find(self.name.as_ptr());
+            if !portal.is_null() {
+                pg_sys::SPI_cursor_close(portal);
+            }
+        }
+    }
+}
+
+#[repr(C)]
+struct Receiver<'a> {
+    base: pg_sys::DestReceiver,
+    each: &'a mut dyn FnMut(Fetched<'_>),
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn receive(
+    slot: *mut pg_sys::TupleTableSlot,
+    receiver: *mut pg_sys::DestReceiver,
+) -> bool {
+    // SAFETY: the executor passes the receiver that fetch() gave it, whose first field is the base; after
+    // slot_getsomeattrs_int() as many values of the slot are valid.
+    unsafe {
+        let width = (*(*slot).tts_tupleDescriptor).natts;
+        if c_int::from((*slot).tts_nvalid) < width {
+            pg_sys::slot_getsomeattrs_int(slot, width);
+        }
+        let values = std::slice::from_raw_parts((*slot).tts_values, width as usize);
+        let nulls = std::slice::from_raw_parts((*slot).tts_isnull, width as usize);
+        ((*receiver.cast::<Receiver>()).each)(Fetched { values, nulls });
+    }
+    true
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn start_up(
+    _receiver: *mut pg_sys::DestReceiver,
+    _operation: c_int,
+    _desc: pg_sys::TupleDesc,
+) {
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn shut_down(_receiver: *mut pg_sys::DestReceiver) {}
+
+/// `"schema"."table"`, quoted where needed.
+pub fn qualified(schema: &str, table: &str) -> String {
+    format!("{}.{}", identifier(schema), identifier(table))
+}
+
+/// A name as an identifier.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Text as a string literal.
+pub fn literal(text: &str) -> String {
+    let escaped = text.replace('\'', "''");
+    if escaped.contains('\\') {
+        format!(" E'{}'", escaped.replace('\\', "\\\\"))
+    } else {
+        format!("'{escaped}'")
+    }
+}
+
+/// The name of a type, so that a literal can be cast to it without losing anything.
+pub fn type_name(type_oid: pg_sys::Oid) -> String {
+    let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
+    // SAFETY: returns a C string; with a type modifier of -1 given, bpchar and bit are written without a length.
+    unsafe {
+        let base = pg_sys::getBaseType(type_oid);
+        CStr::from_ptr(pg_sys::format_type_extended(base, -1, flags as _))
+            .to_string_lossy()
+            .into_owned()
+    }
+}

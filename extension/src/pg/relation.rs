@@ -4,18 +4,20 @@ use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
 
-#[allow(
-    missing_docs,
-    reason = "Postgres' own functions, which the macro wraps"
-)]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" {
-    fn get_partition_ancestors(relid: Oid) -> *mut pg_sys::List;
-    fn find_all_inheritors(
-        parent: Oid,
-        lockmode: pg_sys::LOCKMODE,
-        numparents: *mut *mut pg_sys::List,
-    ) -> *mut pg_sys::List;
+/// Functions of Postgres that the bindings leave out.
+mod catalog {
+    #![allow(missing_docs)]
+    use pgrx::pg_sys::{LOCKMODE, List, Oid};
+
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        pub fn get_partition_ancestors(relid: Oid) -> *mut List;
+        pub fn find_all_inheritors(
+            parent: Oid,
+            lockmode: LOCKMODE,
+            numparents: *mut *mut List,
+        ) -> *mut List;
+    }
 }
 
 /// A lock level, by its name in the manual.
@@ -87,7 +89,7 @@ impl Relation {
     pub fn open(relid: Oid, lock: Lock) -> Option<Relation> {
         // SAFETY: try_relation_open() returns null when the relation is gone.
         let raw = unsafe { pg_sys::try_relation_open(relid, lock.mode()) };
-        (!raw.is_null()).then_some(Relation(Opened { raw }))
+        (!raw.is_null()).then(|| Relation(Opened { raw }))
     }
 }
 
@@ -194,14 +196,14 @@ unsafe fn cstr(p: *const std::ffi::c_char) -> String {
 /// The partitioned tables above a partition, nearest first.
 pub fn ancestors(relid: u32) -> Vec<u32> {
     // SAFETY: reads pg_inherits in the current transaction; returns a list in the current memory context.
-    unsafe { oid_list(get_partition_ancestors(Oid::from_u32(relid))) }
+    unsafe { oid_list(catalog::get_partition_ancestors(Oid::from_u32(relid))) }
 }
 
 /// A table and all partitions or children under it, itself first; none of them is locked.
 pub fn inheritors(relid: u32) -> Vec<u32> {
     // SAFETY: as above; lock mode 0 takes none.
     unsafe {
-        oid_list(find_all_inheritors(
+        oid_list(catalog::find_all_inheritors(
             Oid::from_u32(relid),
             0,
             std::ptr::null_mut(),
@@ -240,4 +242,18 @@ pub fn our_extension() -> Option<Oid> {
     // SAFETY: reads pg_extension inside a transaction.
     let oid = unsafe { pg_sys::get_extension_oid(c"shapefeed".as_ptr(), true) };
     (oid != Oid::INVALID).then_some(oid)
+}
+
+/// A relation's schema and name, quoted as SQL wants them; its oid in digits when there is no such relation.
+pub fn quoted_name(relid: u32) -> String {
+    let oid = Oid::from_u32(relid);
+    // SAFETY: syscache look-ups inside a transaction; both names are palloc'd, or null when it is gone.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+        if name.is_null() || schema.is_null() {
+            return relid.to_string();
+        }
+        cstr(pg_sys::quote_qualified_identifier(schema, name))
+    }
 }

@@ -6,21 +6,6 @@ use pgrx::{PgRelation, pg_sys};
 
 use super::list::cells;
 
-/// catalog/pg_inherits.h, which the bindings leave out.
-mod pg_inherits {
-    #![allow(missing_docs)]
-    use pgrx::pg_sys::{LOCKMODE, List, Oid};
-
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        pub fn find_all_inheritors(
-            parent: Oid,
-            lockmode: LOCKMODE,
-            numparents: *mut *mut List,
-        ) -> *mut List;
-    }
-}
-
 /// A column that is not dropped.
 #[derive(Debug)]
 pub struct Column {
@@ -166,17 +151,9 @@ fn is_captured(relid: pg_sys::Oid) -> bool {
 }
 
 fn inheritors(relid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: returns a List of oids, the parent first; no lock is asked for.
-    unsafe {
-        let list = pg_inherits::find_all_inheritors(
-            relid,
-            pg_sys::NoLock as pg_sys::LOCKMODE,
-            std::ptr::null_mut(),
-        );
-        let mut relids: Vec<_> = cells(list).iter().map(|cell| cell.oid_value).collect();
-        relids[1..].sort_unstable_by_key(|relid| relid.to_u32());
-        relids
-    }
+    let mut relids = super::relation::inheritors(relid.to_u32());
+    relids[1..].sort_unstable();
+    relids.into_iter().map(pg_sys::Oid::from_u32).collect()
 }
 
 fn columns(relation: &PgRelation) -> Vec<Column> {

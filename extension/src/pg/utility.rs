@@ -37,6 +37,7 @@ enum Concern {
     Alone(u32),
 }
 
+#[allow(clippy::too_many_arguments, reason = "the hook's own")]
 #[pg_guard]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,

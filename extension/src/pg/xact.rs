@@ -30,11 +30,7 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => capture::write_log(),
-        XACT_EVENT_COMMIT => {
-            if capture::end_transaction(true) {
-                sequence::transaction_committed();
-            }
-        }
+        XACT_EVENT_COMMIT if capture::end_transaction(true) => sequence::transaction_committed(),
         XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
             capture::end_transaction(false);
         }

@@ -1,1 +1,588 @@
-//! (being written)
+//! The feed of one sidecar: the operations of all shapes that it has attached, in one pass over the log.
+//!
+//! A table's changes are decoded once, a where clause is asked once about each, and a message is written once for all
+//! shapes that get the same. State that an error may have left half changed is dropped; the sidecar then attaches anew.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+
+use pgrx::JsonB;
+use pgrx::prelude::*;
+
+use super::attached::{Attached, Ended, Filtered, Group};
+use super::definition::Definition;
+use super::log::{Judged, Tally, fetch, judge_counts, sides};
+use super::message::Operation;
+use super::net::{self, Chain};
+use super::operation::{self, At, Projection};
+use super::place;
+use super::tuple::{Around, Effect, Table, changed};
+use super::window::{Commit, Log, Transaction};
+use crate::error::{Error, OrRaise, Result};
+use crate::pg::attempt::{Caught, attempt};
+use crate::pg::reading::{self, Latest};
+use crate::pg::role::AsRole;
+use crate::pg::{error, invalidation};
+use crate::sequence::order::Snapshot;
+
+thread_local! {
+    static FEED: RefCell<Option<Attached>> = const { RefCell::new(None) };
+}
+
+/// One row of the feed.
+enum Row {
+    /// A message for these shapes.
+    Operation {
+        ids: Vec<i32>,
+        position: i64,
+        n: i64,
+        message: String,
+        last: bool,
+    },
+    /// These shapes have ended.
+    End {
+        ids: Vec<i32>,
+        position: i64,
+        reason: String,
+    },
+}
+
+/// Attaches shapes; returns the position after which the feed tells of all that are attached.
+fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
+    reading::may_read()?;
+    invalidation::watch();
+    let log = Log::lock();
+    let _latest = Latest::take();
+    let head = log
+        .newest_batch()
+        .ok_or_else(|| Error::TryAgain("nothing has been sequenced yet".into()))?
+        .position;
+    let mut attached = FEED.take().unwrap_or_else(|| Attached::new(head));
+    place::require(&log, attached.position)?;
+    drop(log);
+    for (id, definition) in ids.into_iter().zip(definitions) {
+        attached.add(id, definition, head);
+    }
+    let position = attached.position;
+    FEED.set(Some(attached));
+    Ok(position)
+}
+
+/// Reads the feed up to the head, or to the end of the transaction that makes it `max_bytes`. Also returns the position
+/// up to which all is evaluated.
+fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> {
+    reading::may_read()?;
+    let log = Log::lock();
+    let _latest = Latest::take();
+    place::require(&log, attached.position)?;
+    let head = log
+        .newest_batch()
+        .map_or(attached.position, |batch| batch.position);
+    let before = log
+        .newest_batch_up_to(attached.position)
+        .map(|batch| batch.snapshot)
+        .unwrap_or_default();
+    let mut pass = Pass {
+        log: &log,
+        before,
+        attached,
+        tables: HashMap::new(),
+        role: None,
+        rows: Vec::new(),
+        bytes: 0,
+    };
+    pass.refresh();
+    while pass.attached.position < head && pass.bytes < max_bytes {
+        let position = pass.read_some(head, max_bytes)?;
+        pass.attached.advance(position);
+    }
+    let Pass {
+        rows, role, tables, ..
+    } = pass;
+    drop((role, tables));
+    Ok((rows, attached.position))
+}
+
+/// One call of the feed.
+struct Pass<'a> {
+    log: &'a Log,
+    /// Does not see any transaction that is read.
+    before: Snapshot,
+    attached: &'a mut Attached,
+    /// Tables that were opened in this call.
+    tables: HashMap<u32, Open>,
+    /// The role that is acted as, kept while it stays the same.
+    role: Option<(String, AsRole)>,
+    rows: Vec<Row>,
+    bytes: u64,
+}
+
+/// A table and what its shapes select from it.
+struct Open {
+    table: Table,
+    projections: Vec<Projection>,
+}
+
+/// On which side of each effect the row is in.
+type Sides = (Vec<bool>, Vec<bool>);
+
+/// What is the same for all of a transaction's tables.
+struct Whole<'a> {
+    commit: &'a Commit,
+    transaction: &'a Transaction,
+    chains: &'a [Chain<'a>],
+    around: &'a Around<'a>,
+}
+
+impl Pass<'_> {
+    /// Reads some transactions; returns the position up to which all is evaluated.
+    fn read_some(&mut self, head: i64, max_bytes: u64) -> Result<i64> {
+        const COMMITS_AT_ONCE: usize = 4096;
+        let groups = &self.attached.groups;
+        let about = |commit: &Commit| {
+            !commit.ends.is_empty() || commit.relids.iter().any(|relid| groups.contains_key(relid))
+        };
+        let (commits, complete_to) =
+            self.log
+                .commits(self.attached.position, head, about, COMMITS_AT_ONCE);
+        for commit in commits {
+            self.transaction(&commit)?;
+            if self.bytes >= max_bytes {
+                return Ok(commit.position);
+            }
+        }
+        Ok(complete_to)
+    }
+
+    fn end(&mut self, ids: Vec<i32>, position: i64, reason: String) {
+        if !ids.is_empty() {
+            self.rows.push(Row::End {
+                ids,
+                position,
+                reason,
+            });
+        }
+    }
+
+    /// Looks again at what the catalogs say has changed, and at shapes that could not be attached.
+    fn refresh(&mut self) {
+        let position = self.attached.position;
+        for Ended { ids, reason } in self.attached.refresh(&invalidation::take()) {
+            self.end(ids, position, reason);
+        }
+    }
+
+    fn act_as(&mut self, role: &str) -> Result<()> {
+        if self
+            .role
+            .as_ref()
+            .is_none_or(|(current, _)| current != role)
+        {
+            self.role = None; // one is left before another is entered
+            self.role = Some((role.to_string(), AsRole::enter(role)?));
+        }
+        Ok(())
+    }
+
+    /// Tells the shapes what a transaction means to them.
+    fn transaction(&mut self, commit: &Commit) -> Result<()> {
+        for Ended { ids, reason } in self.attached.end(&commit.ends, commit.position) {
+            self.end(ids, commit.position, reason);
+        }
+        let touched = self.attached.touched_by(&commit.relids);
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.log.transaction(commit.member, commit.xid);
+        let records = transaction.records()?;
+        let chains = net::chains(&records);
+        let before = self.before.clone();
+        let around = Around {
+            log: self.log,
+            records: &records,
+            before: &before,
+        };
+        let whole = Whole {
+            commit,
+            transaction: &transaction,
+            chains: &chains,
+            around: &around,
+        };
+        for relid in touched {
+            let mut group = self
+                .attached
+                .groups
+                .remove(&relid)
+                .expect("it was just there");
+            match self.table(&whole, &mut group) {
+                Ok(()) => self.attached.put_back(group),
+                Err(Error::MustRefetch(why)) => {
+                    if let Some(Ended { ids, reason }) = self.attached.end_group(group, commit.position, &why) {
+                        self.end(ids, commit.position, reason);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// One table's part of a transaction.
+    fn table(&mut self, whole: &Whole<'_>, group: &mut Group) -> Result<()> {
+        // Keys are written under pinned settings, whosever they are.
+        self.act_as(&group.filters[0].role.clone())?;
+        let mut open = self.open(group)?;
+        if open.table.keyed {
+            let mut effects = open
+                .table
+                .effects(whole.transaction, whole.chains, whole.around)?;
+            let judged = self.judge(whole, group, &mut open.table, &mut effects)?;
+            let mut messages = Messages::default();
+            for (filtered, sides) in group.filters.iter().zip(&judged) {
+                messages.plan(filtered, &mut open, &mut effects, sides, whole.around)?;
+            }
+            self.write(whole, &mut open, &mut effects, messages)?;
+        } else {
+            self.keyless(whole, group, &mut open)?;
+        }
+        open.table.scratch.reset();
+        self.tables.insert(group.family.relid, open);
+        Ok(())
+    }
+
+    fn open(&mut self, group: &Group) -> Result<Open> {
+        let Group {
+            family,
+            schema,
+            table,
+            key,
+            selections,
+            ..
+        } = group;
+        if let Some(open) = self.tables.remove(&family.relid) {
+            return Ok(open);
+        }
+        let table = Table::open(family.relid, schema, table, key).ok_or_else(changed)?;
+        let projections = selections
+            .iter()
+            .map(|(columns, replica)| Projection::new(&table, columns, *replica));
+        Ok(Open {
+            projections: projections.collect::<Result<_>>()?,
+            table,
+        })
+    }
+
+    /// Asks each filter about both sides of each effect. One that raises an error ends its shapes, and no others.
+    ///
+    /// Filters of the form `column = constant` could be found here by an index over the constants; those that are not
+    /// would still be asked one by one.
+    fn judge(
+        &mut self,
+        whole: &Whole<'_>,
+        group: &mut Group,
+        table: &mut Table,
+        effects: &mut [Effect],
+    ) -> Result<Vec<Sides>> {
+        let columns: Vec<usize> = group
+            .filters
+            .iter()
+            .flat_map(|filtered| filtered.filter.columns())
+            .copied()
+            .collect();
+        fetch(effects, &columns, table, whole.around)?;
+        let mut judged = Vec::with_capacity(group.filters.len());
+        while judged.len() < group.filters.len() {
+            let from = judged.len();
+            let role = group.filters[from].role.clone();
+            self.act_as(&role)?;
+            let to = from + group.filters[from..].partition_point(|filtered| filtered.role == role);
+            let mut ask = |range: std::ops::Range<usize>| {
+                let filters = group.filters[range].iter_mut();
+                attempt(|| {
+                    filters
+                        .map(|filtered| sides(effects, &mut filtered.filter, table))
+                        .collect::<Vec<_>>()
+                })
+            };
+            if let Ok(sides) = ask(from..to) {
+                judged.extend(sides);
+                continue;
+            }
+            match ask(from..from + 1) {
+                Ok(sides) => judged.extend(sides),
+                Err(caught) => {
+                    let filtered = group.filters.remove(from);
+                    self.end(filtered.ids(), whole.commit.position, reason(&caught));
+                }
+            }
+        }
+        Ok(judged)
+    }
+
+    /// A table without a key: each filter counts its rows.
+    fn keyless(&mut self, whole: &Whole<'_>, group: &mut Group, open: &mut Open) -> Result<()> {
+        let mut number = 0;
+        while number < group.filters.len() {
+            let filtered = &mut group.filters[number];
+            self.act_as(&filtered.role.clone())?;
+            let (mut effects, was_in, is_in) =
+                match count(self.log, whole, filtered, &mut open.table) {
+                    Ok(judged) => judged,
+                    Err(error) => {
+                        let filtered = group.filters.remove(number);
+                        self.end(filtered.ids(), whole.commit.position, error.to_string());
+                        continue;
+                    }
+                };
+            let mut messages = Messages::default();
+            messages.plan(filtered, open, &mut effects, &(was_in, is_in), whole.around)?;
+            self.write(whole, open, &mut effects, messages)?;
+            number += 1;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        whole: &Whole<'_>,
+        open: &mut Open,
+        effects: &mut [Effect],
+        messages: Messages,
+    ) -> Result<()> {
+        let at = At {
+            xid: whole.commit.xid,
+            position: whole.commit.position,
+        };
+        let Messages { ids, changes } = messages;
+        for (
+            Message {
+                effect,
+                selection,
+                operation,
+                pair,
+                last,
+            },
+            ids,
+        ) in ids
+        {
+            let projection = &mut open.projections[selection];
+            let changed = changes
+                .get(&(effect, selection))
+                .map_or(&[][..], |changed| changed);
+            let effect = &mut effects[effect];
+            let begun = projection.write(
+                &mut open.table,
+                effect,
+                operation,
+                changed,
+                pair,
+                at,
+                whole.around,
+            )?;
+            let message = operation::text(&begun, last);
+            let n = effect.op_position as i64 + 1;
+            self.bytes += message.len() as u64;
+            self.rows.push(Row::Operation {
+                ids,
+                position: at.position,
+                n,
+                message,
+                last,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Why shapes end whose where clause raised an error; without its text, which may have values in it.
+fn reason(caught: &Caught) -> String {
+    let code = caught.sqlstate as i32;
+    let character = |n: i32| char::from(((code >> (6 * n)) & 0x3F) as u8 + b'0');
+    let sqlstate: String = (0..5).map(character).collect();
+    format!("the where clause raised an error (SQLSTATE {sqlstate})")
+}
+
+/// What a transaction did to the rows of a filter on a table without a key.
+fn count(
+    log: &Log,
+    whole: &Whole<'_>,
+    filtered: &mut Filtered,
+    table: &mut Table,
+) -> Result<Judged> {
+    let Filtered {
+        counts,
+        filter,
+        shapes,
+        ..
+    } = filtered;
+    let counts = match counts {
+        Some(counts) => counts,
+        None => {
+            let until = whole.commit.position - 1;
+            let batch = log.newest_batch_up_to(until);
+            let (batch, before) = batch
+                .map(|batch| (batch.position, batch.snapshot))
+                .unwrap_or_default();
+            let definition = &shapes[0].definition;
+            counts.insert(
+                Tally {
+                    log,
+                    definition,
+                    table,
+                    filter,
+                }
+                .at(batch, until, &before)?,
+            )
+        }
+    };
+    judge_counts(
+        counts,
+        table,
+        filter,
+        whole.transaction,
+        whole.chains,
+        whole.around,
+    )
+}
+
+/// A message that is to be written: shapes that get the same one share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Message {
+    effect: usize,
+    selection: usize,
+    operation: Operation,
+    pair: bool,
+    last: bool,
+}
+
+/// What is to be written for one table and transaction, in order.
+#[derive(Default)]
+struct Messages {
+    ids: BTreeMap<Message, Vec<i32>>,
+    /// By effect and selection: which selected columns changed.
+    changes: HashMap<(usize, usize), Vec<bool>>,
+}
+
+impl Messages {
+    /// Adds the operations of a filter's shapes.
+    fn plan(
+        &mut self,
+        filtered: &Filtered,
+        open: &mut Open,
+        effects: &mut [Effect],
+        (was_in, is_in): &Sides,
+        around: &Around<'_>,
+    ) -> Result<()> {
+        for shape in &filtered.shapes {
+            let selection = shape.selection;
+            for i in (0..effects.len()).filter(|i| was_in[*i] && is_in[*i]) {
+                if self.changes.contains_key(&(i, selection)) {
+                    continue;
+                }
+                let Effect {
+                    before: Some(before),
+                    after: Some(after),
+                    ..
+                } = &mut effects[i]
+                else {
+                    continue;
+                };
+                let changed =
+                    open.projections[selection].changes(&mut open.table, before, after, around)?;
+                self.changes.insert((i, selection), changed);
+            }
+            let changed = |i| {
+                Ok(self
+                    .changes
+                    .get(&(i, selection))
+                    .is_some_and(|changed| changed.contains(&true)))
+            };
+            let planned = operation::plan(effects, was_in, is_in, changed)?;
+            for (i, planned_one) in planned.iter().enumerate() {
+                let operation::Planned {
+                    effect,
+                    operation,
+                    pair,
+                } = *planned_one;
+                let message = Message {
+                    effect,
+                    selection,
+                    operation,
+                    pair,
+                    last: i + 1 == planned.len(),
+                };
+                self.ids.entry(message).or_default().extend(&shape.ids);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `shapefeed._attach`: has the feed tell of these shapes, too.
+#[pg_extern(sql = false)]
+fn _attach(ids: Vec<i32>, definitions: Vec<JsonB>) -> i64 {
+    let definitions = definitions
+        .into_iter()
+        .map(Definition::from_jsonb)
+        .collect::<Result<Vec<_>>>()
+        .or_raise();
+    attach(ids, definitions).or_raise()
+}
+
+/// `shapefeed._detach`: has the feed tell of these shapes no more.
+#[pg_extern(sql = false)]
+fn _detach(ids: Vec<i32>) {
+    FEED.with_borrow_mut(|feed| feed.iter_mut().for_each(|attached| attached.remove(&ids)));
+}
+
+/// `shapefeed._feed`: what has happened to the attached shapes since the last call.
+#[pg_extern(sql = false)]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
+fn _feed(
+    max_bytes: i64,
+) -> TableIterator<
+    'static,
+    (
+        name!(ids, Option<Vec<i32>>),
+        name!(position, i64),
+        name!(n, Option<i64>),
+        name!(message, Option<String>),
+        name!(last, Option<bool>),
+        name!(kind, &'static str),
+    ),
+> {
+    let Some(mut attached) = FEED.take() else {
+        error::raise_custom(
+            b"SF410",
+            "no shape is attached in this session",
+            "Attach all shapes again.",
+        );
+    };
+    let (rows, upto) = read(&mut attached, max_bytes.max(1) as u64).or_raise();
+    FEED.set(Some(attached));
+    let rows = rows.into_iter().map(|row| match row {
+        Row::Operation {
+            ids,
+            position,
+            n,
+            message,
+            last,
+        } => (
+            Some(ids),
+            position,
+            Some(n),
+            Some(message),
+            Some(last),
+            "op",
+        ),
+        Row::End {
+            ids,
+            position,
+            reason,
+        } => (Some(ids), position, None, Some(reason), None, "end"),
+    });
+    TableIterator::new(rows.chain(std::iter::once((None, upto, None, None, None, "upto"))))
+}

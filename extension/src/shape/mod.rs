@@ -2,12 +2,22 @@
 
 pub mod define;
 pub mod definition;
-pub mod feed;
-pub mod log;
+pub mod schema_header;
+
+pub mod cursor;
 pub mod message;
 pub mod net;
-pub mod place;
-pub mod schema_header;
-pub mod snapshot;
+
 pub mod tuple;
 pub mod window;
+
+pub mod keyless;
+pub mod overlay;
+pub mod place;
+pub mod rows;
+pub mod snapshot;
+
+pub mod attached;
+pub mod feed;
+pub mod log;
+pub mod operation;

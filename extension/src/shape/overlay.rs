@@ -1,0 +1,195 @@
+//! As-of reads: a table as it was at the end of a batch.
+//!
+//! Transactions after batch P are those that its snapshot does not see and the reader's does. For each key that one of
+//! them touched, the row as of P is its *before* image in the first such transaction, if it has one; for every other
+//! key it is the row now. Without a key rows are counted: count(P) = count(now) - news + olds.
+
+use std::collections::HashMap;
+
+use super::definition::Definition;
+use super::net;
+use super::tuple::{Around, Key, Table};
+use super::window::{End, Log, Transaction, ends_of};
+use crate::error::{Error, Result};
+use crate::pg::expr::Predicate;
+use crate::pg::image::Row;
+use crate::pg::relation::Relation;
+use crate::sequence::order::Snapshot;
+
+/// A where clause, compiled for a table.
+pub struct Filter {
+    predicate: Option<Predicate>,
+    columns: Vec<usize>,
+}
+
+impl Filter {
+    /// The filter of a shape. Call it while acting as the shape's role.
+    pub fn new(definition: &Definition) -> Result<Filter> {
+        let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
+        let predicate = definition
+            .where_text
+            .as_deref()
+            .map(|text| Predicate::compile(relid, text))
+            .transpose()?;
+        let columns = predicate
+            .iter()
+            .flat_map(|p| p.columns())
+            .map(|attnum| *attnum as usize - 1)
+            .collect();
+        Ok(Filter { predicate, columns })
+    }
+
+    /// Columns that it reads, from 0.
+    pub fn columns(&self) -> &[usize] {
+        &self.columns
+    }
+
+    /// Is a row in, whose columns have been fetched?
+    pub fn matches(&mut self, row: &mut Row, table: &Relation) -> bool {
+        let Some(predicate) = &mut self.predicate else {
+            return true;
+        };
+        row.settle(table);
+        predicate.matches(row)
+    }
+}
+
+/// Does this end a shape's handles?
+pub fn concerns(end: &End, definition: &Definition, table: &Table) -> bool {
+    end.relid.is_some_and(|relid| table.is_about(relid))
+        || end.shape.as_deref() == Some(&definition.hash)
+}
+
+/// The error for a shape whose handles ended.
+pub fn ended(end: &End) -> Error {
+    Error::MustRefetch(format!("the shape has ended: {}", end.reason))
+}
+
+/// What keeps a transaction's rows comparable with those of a shape, and calls `each` for every transaction after a
+/// batch that touched the table.
+fn after(
+    log: &Log,
+    definition: &Definition,
+    table: &mut Table,
+    before: &Snapshot,
+    mut each: impl FnMut(&mut Table, &Transaction, &[net::Chain<'_>], &Around<'_>) -> Result<()>,
+) -> Result<()> {
+    for summary in log.unseen_by(before) {
+        if let Some(end) = ends_of(&summary).find(|end| concerns(end, definition, table)) {
+            return Err(ended(&end));
+        }
+        if !summary.relids.contains(&definition.relid) {
+            continue;
+        }
+        let transaction = log.transaction(summary.member, summary.xid);
+        let records = transaction.records()?;
+        let around = Around {
+            log,
+            records: &records,
+            before,
+        };
+        each(table, &transaction, &net::chains(&records), &around)?;
+    }
+    Ok(())
+}
+
+/// The rows of a shape that differ now from what they were at the end of a batch.
+#[derive(Default)]
+pub struct Overlay {
+    /// Each key that was touched since; with the row that it had then if that was in the shape.
+    pub rows: HashMap<Key, Option<Row>>,
+}
+
+impl Overlay {
+    /// Reads the overlay of a table with a key: `before` is the batch's snapshot, the active one is the reader's.
+    pub fn read(
+        log: &Log,
+        definition: &Definition,
+        table: &mut Table,
+        filter: &mut Filter,
+        needed: &[usize],
+        before: &Snapshot,
+    ) -> Result<Overlay> {
+        let mut rows: HashMap<Key, Option<Row>> = HashMap::new();
+        after(
+            log,
+            definition,
+            table,
+            before,
+            |table, transaction, chains, around| {
+                for effect in table.effects(transaction, chains, around)? {
+                    if rows.contains_key(&effect.key) {
+                        continue;
+                    }
+                    let row = effect
+                        .before
+                        .map(|row| keep(row, table, filter, needed, around))
+                        .transpose()?
+                        .flatten();
+                    rows.insert(effect.key, row);
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Overlay { rows })
+    }
+}
+
+/// A row that is in the shape, with all that is needed of it.
+fn keep(
+    mut row: Row,
+    table: &mut Table,
+    filter: &mut Filter,
+    needed: &[usize],
+    around: &Around<'_>,
+) -> Result<Option<Row>> {
+    table.fetch(&mut row, filter.columns(), around)?;
+    if !filter.matches(&mut row, table.relation()) {
+        return Ok(None);
+    }
+    table.fetch(&mut row, needed, around)?;
+    Ok(Some(row))
+}
+
+/// How often a row is there, for tables without a key.
+#[derive(Default)]
+pub struct Count {
+    /// How much more often it is there now than it was.
+    pub gained: i64,
+    /// The row, if it is in the shape.
+    pub row: Option<Row>,
+}
+
+/// Rows of a shape on a table without a key, by what became of them since the end of a batch.
+pub fn read_counts(
+    log: &Log,
+    definition: &Definition,
+    table: &mut Table,
+    filter: &mut Filter,
+    before: &Snapshot,
+) -> Result<HashMap<Key, Count>> {
+    let mut counts: HashMap<Key, Count> = HashMap::new();
+    after(
+        log,
+        definition,
+        table,
+        before,
+        |table, transaction, chains, around| {
+            let all = table.key.clone();
+            for chain in table.keyed_chains(transaction, chains, around)? {
+                for (end, sign) in [(chain.before, -1), (chain.after, 1)] {
+                    let Some((key, row)) = end else { continue };
+                    match counts.get_mut(&key) {
+                        Some(count) => count.gained += sign,
+                        None => {
+                            let row = keep(row, table, filter, &all, around)?;
+                            counts.insert(key, Count { gained: sign, row });
+                        }
+                    }
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok(counts)
+}

@@ -1,0 +1,339 @@
+//! From a request to its answer: the start of a shape, a chunk of its snapshot, its log, or the wait for more of it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::app::{App, nothing_sequenced, patiently};
+use crate::caching;
+use crate::definition::Definition;
+use crate::error::Error;
+use crate::handle::Handle;
+use crate::hold::{Hold, Outcome};
+use crate::offset::{Offset, Place};
+use crate::params::{Log, ShapeRequest};
+use crate::protocol;
+use crate::response::{Answer, array, brackets};
+
+/// A request on its way to an answer.
+pub struct Asked<'a> {
+    /// The sidecar.
+    pub app: &'a Arc<App>,
+    /// What is asked for.
+    pub request: &'a ShapeRequest,
+    /// `if-none-match`
+    pub given: Option<&'a str>,
+    /// A HEAD request is never held.
+    pub holds: bool,
+    /// When it came.
+    pub at: Instant,
+}
+
+impl Asked<'_> {
+    /// When the request is answered in any case.
+    fn deadline(&self) -> Instant {
+        if self.holds {
+            self.at + self.app.config.hold()
+        } else {
+            self.at
+        }
+    }
+
+    /// When a position that is still to come is given up.
+    fn arrival_deadline(&self) -> Instant {
+        if self.holds {
+            self.at + self.app.config.hold() / 2
+        } else {
+            self.at
+        }
+    }
+
+    /// What it is about.
+    pub async fn definition(&self) -> Result<Arc<Definition>, Error> {
+        let (app, shape) = (self.app, &self.request.shape);
+        if !self.request.live {
+            return app.definition(shape).await;
+        }
+        match app.definitions.recent(shape) {
+            Some(definition) => Ok(definition),
+            // A live request outlives a restart of the database.
+            None => patiently(self.deadline(), Error::is_passing, || app.definition(shape)).await,
+        }
+    }
+
+    /// The answer.
+    pub async fn answer(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
+        match &self.request.offset {
+            Offset::Start => self.initial(definition).await,
+            Offset::Now => self.now(definition).await,
+            Offset::Snapshot(cursor) => {
+                let handle = self.handle(definition)?;
+                self.app.check(definition, handle.pin, handle.pin).await?;
+                self.snapshot(definition, handle, Some(cursor.clone()))
+                    .await
+            }
+            Offset::SnapshotEnd | Offset::SnapshotInf | Offset::Log(_) => {
+                let handle = self.handle(definition)?;
+                let from = self
+                    .request
+                    .offset
+                    .place(handle.pin)
+                    .expect("an offset in the log");
+                if self.request.live {
+                    self.live(definition, handle, from).await
+                } else {
+                    self.catch_up(definition, handle, from).await
+                }
+            }
+        }
+    }
+
+    /// The request's handle, if it is one of this definition.
+    fn handle(&self, definition: &Definition) -> Result<Handle, Error> {
+        let handle = self
+            .request
+            .handle
+            .filter(|handle| handle.hash == definition.hash);
+        handle.ok_or_else(|| Error::refetch("handle"))
+    }
+
+    async fn first_handle(&self, definition: &Definition) -> Result<Handle, Error> {
+        self.app
+            .first_handle(definition, self.request.handle, self.request.expired)
+            .await
+    }
+
+    /// The start of a shape. A pin that turns out to be void is replaced once: there is no 409 here.
+    async fn initial(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
+        if self.request.shape.log == Log::ChangesOnly {
+            return self.changes_only(definition).await;
+        }
+        let handle = self.first_handle(definition).await?;
+        match self.snapshot(definition, handle, None).await {
+            Err(Error::MustRefetch { .. }) => {
+                self.app.pins.drop_pin(definition.hash, handle.pin);
+                let handle = self.first_handle(definition).await?;
+                let void = |_| Error::unavailable("The table is changing, please retry");
+                self.snapshot(definition, handle, None).await.map_err(void)
+            }
+            result => result,
+        }
+    }
+
+    /// The start of a shape without rows: as new as can be, since everything after it is replayed.
+    async fn changes_only(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
+        let batch = self.app.newest_batch(definition).await?;
+        let handle = Handle::unlike(
+            definition.hash,
+            batch.position,
+            [self.request.expired, None],
+        );
+        let end = protocol::snapshot_end(batch.xmin, batch.xmax, &batch.xip);
+        let (body, length) = array(Bytes::new(), Some(end));
+        Ok(Answer {
+            handle,
+            offset: Offset::SnapshotEnd,
+            up_to_date: false,
+            has_data: true,
+            body,
+            length,
+        })
+    }
+
+    /// A chunk of the snapshot; the last one says which transactions it holds.
+    async fn snapshot(
+        &self,
+        definition: &Arc<Definition>,
+        handle: Handle,
+        cursor: Option<String>,
+    ) -> Result<Answer, Error> {
+        let chunk = self
+            .app
+            .snapshots
+            .chunk(definition, handle.pin, cursor)
+            .await?;
+        let (offset, end) = match &chunk.next {
+            Some(next) => (Offset::Snapshot(next.clone()), None),
+            None => (
+                Offset::SnapshotEnd,
+                Some(self.snapshot_end(handle.pin).await?),
+            ),
+        };
+        self.app
+            .pins
+            .saw_snapshot(definition.hash, handle.pin, chunk.total);
+        let (before, after) = brackets(chunk.len() == 0, end);
+        let length = before.len() as u64 + chunk.len() + after.len() as u64;
+        let body = chunk.into_body(before, after);
+        Ok(Answer {
+            handle,
+            offset,
+            up_to_date: false,
+            has_data: true,
+            body,
+            length,
+        })
+    }
+
+    async fn snapshot_end(&self, pin: i64) -> Result<String, Error> {
+        let batch = self
+            .app
+            .db
+            .batch(pin)
+            .await?
+            .ok_or_else(|| Error::refetch("batch"))?;
+        Ok(protocol::snapshot_end(batch.xmin, batch.xmax, &batch.xip))
+    }
+
+    /// Nothing but where the log ends.
+    async fn now(&self, definition: &Definition) -> Result<Answer, Error> {
+        let handle = self.first_handle(definition).await?;
+        let head = self
+            .app
+            .db
+            .head()
+            .await?
+            .head
+            .ok_or_else(nothing_sequenced)?;
+        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(head)));
+        let offset = Offset::Log(Place::after(head));
+        Ok(Answer {
+            handle,
+            offset,
+            up_to_date: true,
+            has_data: false,
+            body,
+            length,
+        })
+    }
+
+    /// The log from a place on, up to the head as it was when the request came, or later.
+    async fn catch_up(
+        &self,
+        definition: &Arc<Definition>,
+        handle: Handle,
+        from: Place,
+    ) -> Result<Answer, Error> {
+        let read = || self.app.read_log(definition, handle.pin, from);
+        let is_to_come = |error: &Error| matches!(error, Error::NotYet);
+        let chunk = patiently(self.arrival_deadline(), is_to_come, read).await?;
+        match (chunk.end, chunk.upto) {
+            (Some(end), upto) => Ok(self.news(definition, handle, chunk.messages, end, upto)),
+            (None, upto) => {
+                let upto = upto.unwrap_or(from.position());
+                Ok(Answer {
+                    has_data: true,
+                    ..self.idle(definition, handle, from, upto).await
+                })
+            }
+        }
+    }
+
+    /// The log from a place on, or the wait for it.
+    async fn live(
+        &self,
+        definition: &Arc<Definition>,
+        handle: Handle,
+        from: Place,
+    ) -> Result<Answer, Error> {
+        let idle_etag = caching::etag(handle, &self.request.offset, &self.request.offset);
+        let known = self
+            .given
+            .is_some_and(|given| caching::none_match(given, &idle_etag));
+        let deadline = if known { self.at } else { self.deadline() };
+        let hold = Hold {
+            app: self.app,
+            definition,
+            pin: handle.pin,
+            deadline,
+            arrival_deadline: self.arrival_deadline(),
+        };
+        self.app.metrics.live_requests.inc();
+        let outcome = hold.wait(from).await;
+        self.app.metrics.live_requests.dec();
+        match outcome? {
+            Outcome::News {
+                messages,
+                end,
+                closed,
+            } => {
+                // Deterministic: all who get these operations get the same bytes.
+                let last_seen = (!closed).then_some(end.position());
+                Ok(self.news(definition, handle, messages, end, last_seen))
+            }
+            Outcome::Idle(evaluated) => Ok(self.idle(definition, handle, from, evaluated).await),
+        }
+    }
+
+    /// Operations, and up to date if `last_seen` says how far.
+    fn news(
+        &self,
+        definition: &Definition,
+        handle: Handle,
+        messages: Bytes,
+        end: Place,
+        last_seen: Option<i64>,
+    ) -> Answer {
+        let handle = last_seen.map_or(handle, |seen| {
+            self.handle_at_the_end(definition, handle, seen)
+        });
+        let (body, length) = array(messages, last_seen.map(protocol::up_to_date));
+        Answer {
+            handle,
+            offset: Offset::Log(end),
+            up_to_date: last_seen.is_some(),
+            has_data: true,
+            body,
+            length,
+        }
+    }
+
+    /// Nothing happened up to `evaluated`. The offset moves on to the newest resting position, the same one for all
+    /// clients, so that none of them is left behind by retention.
+    async fn idle(
+        &self,
+        definition: &Definition,
+        handle: Handle,
+        from: Place,
+        evaluated: i64,
+    ) -> Answer {
+        let resting = self
+            .app
+            .recent_head()
+            .await
+            .ok()
+            .and_then(|head| head.resting);
+        let from_position = from.position().max(handle.pin);
+        let offset = match resting {
+            Some(resting) if resting > from_position && resting <= evaluated => {
+                Offset::Log(Place::after(resting))
+            }
+            _ => self.request.offset.clone(),
+        };
+        let handle = self.handle_at_the_end(definition, handle, evaluated);
+        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(evaluated)));
+        Answer {
+            handle,
+            offset,
+            up_to_date: true,
+            has_data: false,
+            body,
+            length,
+        }
+    }
+
+    /// The handle for a client that has reached the end of the log: the one that all others here have, so that caches
+    /// can serve them together.
+    fn handle_at_the_end(&self, definition: &Definition, handle: Handle, seen: i64) -> Handle {
+        match self.app.pins.current(definition.hash) {
+            // A snapshot that is newer than what the client has seen would skip what lies between.
+            Some(batch) if handle.pin < batch.position && batch.position <= seen => Handle::unlike(
+                definition.hash,
+                batch.position,
+                [self.request.expired, None],
+            ),
+            _ => handle,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What all requests share, and how a request comes to its definition, pin and handle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::db::{Batch, Db, Head, LogChunk, Placed};
+use crate::definition::{Definition, Definitions};
+use crate::error::Error;
+use crate::flight::Flights;
+use crate::handle::Handle;
+use crate::live::{LiveShapes, ToAttach};
+use crate::metrics::Metrics;
+use crate::offset::Place;
+use crate::params::{ShapeParams, field_error};
+use crate::pin::Pins;
+use crate::snapshot::Snapshots;
+
+/// Between two looks at something that is about to happen in the database.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(25);
+/// How long a request waits for the first batch end after its table was tracked.
+const FIRST_PIN: Duration = Duration::from_secs(10);
+/// How long a 409 waits for the pin that it names.
+const REPLACEMENT: Duration = Duration::from_secs(1);
+
+/// The sidecar. It holds nothing that another sidecar needs.
+pub struct App {
+    /// Flags.
+    pub config: Config,
+    /// The database.
+    pub db: Db,
+    /// Definitions that live requests use.
+    pub definitions: Definitions,
+    /// Where snapshots are taken.
+    pub pins: Pins,
+    /// Snapshots that are kept.
+    pub snapshots: Snapshots,
+    /// Shapes that clients wait for.
+    pub live: LiveShapes,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Cancelled when the sidecar is told to stop.
+    pub shutdown: CancellationToken,
+    catch_ups: Flights<(u64, i64, Place), LogChunk>,
+    checks: Flights<((i32, u64), i64, i64), ()>,
+    heads: Flights<(), Head>,
+    tracks: Flights<u32, ()>,
+}
+
+impl App {
+    /// A sidecar that has not connected yet, and where its feed learns of shapes.
+    pub fn new(config: Config) -> Result<(Arc<Self>, ToAttach), Box<dyn std::error::Error>> {
+        let db = Db::new(&config)?;
+        let metrics = Metrics::new();
+        let snapshots = Snapshots::new(db.clone(), &config, metrics.clone());
+        let (live, to_attach) = LiveShapes::new(config.tail_max_bytes);
+        let app = App {
+            db,
+            snapshots,
+            live,
+            metrics,
+            config,
+            definitions: Definitions::default(),
+            pins: Pins::default(),
+            shutdown: CancellationToken::new(),
+            catch_ups: Flights::default(),
+            checks: Flights::default(),
+            heads: Flights::default(),
+            tracks: Flights::default(),
+        };
+        Ok((Arc::new(app), to_attach))
+    }
+
+    /// The definition as of now, of a table that is tracked.
+    pub async fn definition(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
+        let mut definition = self.db.define(shape).await?;
+        if !definition.tracked {
+            self.track(&definition).await?;
+            definition = self.db.define(shape).await?;
+        }
+        let definition = Arc::new(definition);
+        self.definitions.remember(shape, &definition);
+        Ok(definition)
+    }
+
+    async fn track(&self, definition: &Definition) -> Result<(), Error> {
+        let table = &definition.table;
+        if !self.config.auto_track {
+            let text = format!(
+                "Table {table} is not tracked. Its owner can do so: call shapefeed.track('{table}')"
+            );
+            return Err(Error::Invalid(field_error("table", text)));
+        }
+        tracing::info!(table, "tracking a table for its first request");
+        let (db, relid) = (self.db.clone(), definition.relid);
+        self.tracks
+            .run(relid, || async move { db.track(relid).await })
+            .await
+    }
+
+    /// The batch end at which this definition's snapshots are taken here.
+    pub async fn pin(&self, definition: &Definition) -> Result<Arc<Batch>, Error> {
+        if let Some(batch) = self.pins.current(definition.hash) {
+            let position = batch.position;
+            match self.db.place(definition, position, position).await? {
+                Placed::Here => return Ok(batch),
+                _ => self.pins.drop_pin(definition.hash, position),
+            }
+        }
+        Ok(self
+            .pins
+            .renew(definition.hash, self.newest_batch(definition).await?))
+    }
+
+    /// The newest batch end at which this shape can be read.
+    pub async fn newest_batch(&self, definition: &Definition) -> Result<Batch, Error> {
+        patiently(Instant::now() + FIRST_PIN, Error::is_passing, || {
+            self.db.pin(definition)
+        })
+        .await
+    }
+
+    /// The handle that a client which starts is given: the one that it brings if that is good, never one that it
+    /// knows to be void.
+    pub async fn first_handle(
+        &self,
+        definition: &Definition,
+        brought: Option<Handle>,
+        expired: Option<Handle>,
+    ) -> Result<Handle, Error> {
+        let brought = brought.filter(|it| it.hash == definition.hash && Some(*it) != expired);
+        if let Some(handle) = brought
+            && self.db.place(definition, handle.pin, handle.pin).await? == Placed::Here
+        {
+            return Ok(handle);
+        }
+        let batch = self.pin(definition).await?;
+        Ok(Handle::unlike(
+            definition.hash,
+            batch.position,
+            [expired, None],
+        ))
+    }
+
+    /// The handle that a 409 names: never the refused one.
+    pub async fn replacement(
+        &self,
+        definition: &Definition,
+        refused: Option<Handle>,
+        expired: Option<Handle>,
+    ) -> Option<Handle> {
+        let hash = definition.hash;
+        match tokio::time::timeout(REPLACEMENT, self.pin(definition)).await {
+            Ok(Ok(batch)) => Some(Handle::unlike(hash, batch.position, [refused, expired])),
+            // The table is gone, or not readable right now: any other name makes the client start over.
+            _ => refused.map(|handle| Handle::unlike(hash, handle.pin, [refused, expired])),
+        }
+    }
+
+    /// Whether the log of a handle can be read from `position` on.
+    pub async fn check(
+        &self,
+        definition: &Definition,
+        pin: i64,
+        position: i64,
+    ) -> Result<(), Error> {
+        match self.db.place(definition, pin, position).await? {
+            Placed::Here => Ok(()),
+            Placed::Later => Err(Error::NotYet),
+            Placed::Gone(reason) => Err(Error::refetch(reason)),
+        }
+    }
+
+    /// The same, once for all live requests under one attachment of a shape, and begun after that.
+    pub async fn check_once(
+        self: &Arc<Self>,
+        definition: &Arc<Definition>,
+        attached: (i32, u64),
+        pin: i64,
+        position: i64,
+    ) -> Result<(), Error> {
+        let (app, definition) = (self.clone(), definition.clone());
+        let check = || async move { app.check(&definition, pin, position).await };
+        self.checks.run((attached, pin, position), check).await
+    }
+
+    /// Where the log ends, for what need not be newer than the request.
+    pub async fn recent_head(&self) -> Result<Head, Error> {
+        let db = self.db.clone();
+        self.heads.run((), || async move { db.head().await }).await
+    }
+
+    /// A chunk of the log after `from`, read once for all live requests that are there.
+    pub async fn catch_up(
+        self: &Arc<Self>,
+        definition: &Arc<Definition>,
+        pin: i64,
+        from: Place,
+    ) -> Result<LogChunk, Error> {
+        let (app, definition) = (self.clone(), definition.clone());
+        let key = (definition.hash, pin, from);
+        self.catch_ups
+            .run(
+                key,
+                || async move { app.read_log(&definition, pin, from).await },
+            )
+            .await
+    }
+
+    /// A chunk of the log after `from`, up to the head as it is now.
+    pub async fn read_log(
+        &self,
+        definition: &Definition,
+        pin: i64,
+        from: Place,
+    ) -> Result<LogChunk, Error> {
+        let (head, ()) =
+            tokio::try_join!(self.db.head(), self.check(definition, pin, from.position()))?;
+        let head = head.head.ok_or_else(nothing_sequenced)?;
+        let chunk = self
+            .db
+            .log(definition, from, head, self.config.chunk_bytes)
+            .await?;
+        if from == Place::after(pin) {
+            self.pins
+                .saw_log(definition.hash, pin, chunk.messages.len() as u64);
+        }
+        Ok(chunk)
+    }
+}
+
+/// The log has no position yet.
+pub fn nothing_sequenced() -> Error {
+    Error::unavailable("The log is not ready yet, please retry")
+}
+
+/// Tries again until `deadline` what fails in a way that may pass.
+pub async fn patiently<T, F>(
+    deadline: Instant,
+    may_pass: impl Fn(&Error) -> bool,
+    attempt: impl Fn() -> F,
+) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    loop {
+        match attempt().await {
+            Err(error) if may_pass(&error) && Instant::now() + LOOK_AGAIN < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Flags, and environment variables of the same names.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+
+use crate::caching::Ages;
+
+/// Serves shapefeed's shapes over HTTP.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "shapefeed-sidecar", version, about)]
+pub struct Config {
+    /// Postgres with the extension: a URL or key=value pairs. DATABASE_URL is understood too. Connects directly, not
+    /// through a pooler that shares sessions.
+    #[arg(long, env = "SHAPEFEED_DATABASE_URL", hide_env_values = true, default_value_t = database_url())]
+    #[arg(hide_default_value = true)]
+    pub database_url: String,
+
+    /// Address to listen on.
+    #[arg(long, env = "SHAPEFEED_LISTEN", default_value = "127.0.0.1:3000")]
+    pub listen: SocketAddr,
+
+    /// Port to listen on, instead of that of --listen.
+    #[arg(long, env = "SHAPEFEED_PORT")]
+    pub port: Option<u16>,
+
+    /// Every request for a shape must carry `secret=<this>`.
+    #[arg(long, env = "SHAPEFEED_SECRET", hide_env_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub secret: Option<String>,
+
+    /// Serve without a secret.
+    #[arg(
+        long,
+        env = "SHAPEFEED_INSECURE",
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub insecure: bool,
+
+    /// Milliseconds that a live request is held.
+    #[arg(long, env = "SHAPEFEED_LONG_POLL_TIMEOUT_MS", default_value_t = 20_000)]
+    pub long_poll_timeout_ms: u64,
+
+    /// Bytes after which a chunk of a snapshot or of the log is closed.
+    #[arg(long, env = "SHAPEFEED_CHUNK_BYTES", default_value_t = 10_485_760)]
+    #[arg(value_parser = clap::value_parser!(i64).range(1..=1_073_741_824))]
+    pub chunk_bytes: i64,
+
+    /// Seconds that caches may keep answers to requests that do not wait.
+    #[arg(long, env = "SHAPEFEED_CACHE_MAX_AGE", default_value_t = 60)]
+    pub cache_max_age: u64,
+
+    /// Seconds after that in which caches may still show them while they ask again.
+    #[arg(long, env = "SHAPEFEED_CACHE_STALE_AGE", default_value_t = 300)]
+    pub cache_stale_age: u64,
+
+    /// The first request for a table tracks it. Needs the table's owner; meant for development.
+    #[arg(
+        long,
+        env = "SHAPEFEED_AUTO_TRACK",
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub auto_track: bool,
+
+    /// Clients may delete (rotate) shapes.
+    #[arg(
+        long,
+        env = "SHAPEFEED_ALLOW_DELETE",
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub allow_delete: bool,
+
+    /// Role whose rights decide what is served; the connection's user if not given.
+    #[arg(long, env = "SHAPEFEED_ROLE")]
+    pub role: Option<String>,
+
+    /// Connections for requests, beside the two of the feed.
+    #[arg(long, env = "SHAPEFEED_POOL_SIZE", default_value_t = 8)]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub pool_size: usize,
+
+    /// Connections for snapshots: how many are taken at the same time.
+    #[arg(long, env = "SHAPEFEED_SNAPSHOT_POOL_SIZE", default_value_t = 4)]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub snapshot_pool_size: usize,
+
+    /// Seconds after which a snapshot is given up.
+    #[arg(long, env = "SHAPEFEED_SNAPSHOT_TIMEOUT", default_value_t = 600)]
+    pub snapshot_timeout: u64,
+
+    /// Folder for snapshots that do not fit in memory; the system's folder for temporary files if not given.
+    #[arg(long, env = "SHAPEFEED_SPOOL_DIR")]
+    pub spool_dir: Option<PathBuf>,
+
+    /// Bytes that all kept snapshots may take; above that, requests that need another one get a 503.
+    #[arg(long, env = "SHAPEFEED_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
+    pub spool_max_bytes: u64,
+
+    /// Bytes of recent operations that are kept in memory for live shapes.
+    #[arg(long, env = "SHAPEFEED_TAIL_MAX_BYTES", default_value_t = 64 << 20)]
+    pub tail_max_bytes: usize,
+
+    /// Compress answers for clients that accept it.
+    #[arg(
+        long,
+        env = "SHAPEFEED_COMPRESSION",
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub compression: bool,
+
+    /// What is logged: error, warn, info, debug, trace, or a list of target=level.
+    #[arg(long, env = "SHAPEFEED_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// Form of the log.
+    #[arg(long, env = "SHAPEFEED_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// `--log-format`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// An object per line.
+    Json,
+}
+
+fn database_url() -> String {
+    std::env::var("DATABASE_URL")
+        .unwrap_or_else(|_| "postgresql://postgres@127.0.0.1:5432/postgres".into())
+}
+
+impl Config {
+    /// This, or an end with an explanation: serving without a secret must be asked for.
+    pub fn checked(self) -> Self {
+        let text = match (&self.secret, self.insecure) {
+            (None, false) => "one of --secret and --insecure is needed",
+            (Some(_), true) => "--secret and --insecure exclude each other",
+            _ => return self,
+        };
+        Config::command()
+            .error(clap::error::ErrorKind::MissingRequiredArgument, text)
+            .exit()
+    }
+
+    /// Where to listen.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.listen.ip(), self.port.unwrap_or(self.listen.port()))
+    }
+
+    /// How long a live request is held.
+    pub fn hold(&self) -> Duration {
+        Duration::from_millis(self.long_poll_timeout_ms)
+    }
+
+    /// For `cache-control`.
+    pub fn ages(&self) -> Ages {
+        Ages {
+            max_age_s: self.cache_max_age,
+            stale_age_s: self.cache_stale_age,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The SQL that the sidecar may call, one function each. What they mean is in the extension's `sql/functions`.
+
+mod queries;
+mod session;
+
+use std::time::Duration;
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use serde_json::value::RawValue;
+use tokio_postgres::Client;
+use tokio_postgres::types::Json as AsJson;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+pub use queries::{Batch, Head, LogChunk, Placed, read_head};
+pub use session::{FeedRow, attach, detach, feed, prepare_feed, sequence, wait};
+
+use crate::config::Config;
+use crate::definition::Definition;
+use crate::error::Error;
+use crate::tls;
+
+/// How long a request waits for a connection of the pool.
+const POOL_WAIT: Duration = Duration::from_secs(5);
+/// How long making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bound of any statement but those that wait or copy.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The way to the database: pools for requests and snapshots, and connections of one's own.
+#[derive(Clone)]
+pub struct Db {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    requests: Pool,
+    snapshots: Pool,
+    role: Option<String>,
+}
+impl Db {
+    /// Pools that connect when they are first used.
+    pub fn new(config: &Config) -> Result<Self, Box<dyn std::error::Error>> {
+        let (url, verify) = tls::split_ssl(&config.database_url);
+        let mut pg: tokio_postgres::Config = url.parse()?;
+        if pg.get_application_name().is_none() {
+            pg.application_name("shapefeed-sidecar");
+        }
+        pg.connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(30));
+        pg.tcp_user_timeout(Duration::from_secs(30));
+        let tls = tls::connector(&verify)?;
+        let pool = |size, timeout| pool(&pg, &tls, size, timeout);
+        let requests = pool(config.pool_size, STATEMENT_TIMEOUT)?;
+        let snapshots = pool(
+            config.snapshot_pool_size,
+            Duration::from_secs(config.snapshot_timeout),
+        )?;
+        Ok(Db {
+            config: pg,
+            tls,
+            requests,
+            snapshots,
+            role: config.role.clone(),
+        })
+    }
+
+    /// A connection of one's own, whose statements have no time limit.
+    pub async fn connect(&self) -> Result<Client, Error> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %crate::error::chain(&error), "connection lost");
+            }
+        });
+        client
+            .batch_execute(&session_settings(Duration::ZERO))
+            .await?;
+        Ok(client)
+    }
+
+    /// Connections of the request pool: (all, free).
+    pub fn pool_status(&self) -> (usize, usize) {
+        let status = self.requests.status();
+        (status.size, status.available)
+    }
+}
+
+/// Sends a definition as it came.
+fn definition(definition: &Definition) -> AsJson<&RawValue> {
+    AsJson(definition.raw())
+}
+fn pool(
+    config: &tokio_postgres::Config,
+    tls: &MakeRustlsConnect,
+    size: usize,
+    statement_timeout: Duration,
+) -> Result<Pool, Box<dyn std::error::Error>> {
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    let manager = Manager::from_config(config.clone(), tls.clone(), recycling);
+    let settings = session_settings(statement_timeout);
+    let set = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+        let settings = settings.clone();
+        Box::pin(async move {
+            client
+                .batch_execute(&settings)
+                .await
+                .map_err(HookError::Backend)
+        })
+    });
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .post_create(set);
+    Ok(pool
+        .wait_timeout(Some(POOL_WAIT))
+        .create_timeout(Some(CONNECT_TIMEOUT))
+        .build()?)
+}
+/// Readers must not take part in serializable writers' conflicts, and what we embed must mean what it says.
+fn session_settings(statement_timeout: Duration) -> String {
+    format!(
+        "set default_transaction_isolation = 'read committed'; set standard_conforming_strings = on; \
+         set client_min_messages = warning; set idle_in_transaction_session_timeout = '60s'; \
+         set statement_timeout = {}",
+        statement_timeout.as_millis()
+    )
+}

@@ -1,0 +1,111 @@
+//! What the feed and the sequencer call, each on a connection of its own.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use tokio_postgres::{Client, Statement};
+
+use super::definition;
+use crate::definition::Definition;
+use crate::error::Error;
+
+/// A row of the feed.
+#[derive(Debug)]
+pub enum FeedRow<'a> {
+    /// An operation of these shapes.
+    Operation {
+        /// Shapes.
+        ids: Vec<i32>,
+        /// Position.
+        position: i64,
+        /// Number inside it.
+        n: i64,
+        /// JSON.
+        message: &'a str,
+        /// Whether it is the last one of these shapes in this position.
+        last: bool,
+    },
+    /// These shapes ended.
+    End {
+        /// Shapes.
+        ids: Vec<i32>,
+        /// Where.
+        position: i64,
+        /// Why.
+        reason: &'a str,
+    },
+    /// All up to here was reported.
+    Upto(i64),
+}
+/// Sleeps in the database until the log goes past `after`.
+pub async fn wait(client: &Client, after: i64, timeout: Duration) -> Result<(), Error> {
+    let sql = format!("call shapefeed.wait({after}, {})", timeout.as_millis());
+    Ok(client.batch_execute(&sql).await?)
+}
+
+/// Gives positions to what was committed, where no worker does.
+pub async fn sequence(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("call shapefeed.sequence()").await
+}
+
+/// Attaches shapes to this session's feed and returns the position after which it reports them.
+pub async fn attach(client: &Client, shapes: &[(i32, &Definition)]) -> Result<i64, Error> {
+    let ids: Vec<i32> = shapes.iter().map(|(id, _)| *id).collect();
+    let definitions: Vec<_> = shapes.iter().map(|(_, shape)| definition(shape)).collect();
+    Ok(client
+        .query_one("select shapefeed._attach($1, $2)", &[&ids, &definitions])
+        .await?
+        .try_get(0)?)
+}
+
+/// Detaches shapes.
+pub async fn detach(client: &Client, ids: &[i32]) -> Result<(), Error> {
+    client
+        .execute("select shapefeed._detach($1)", &[&ids])
+        .await?;
+    Ok(())
+}
+
+/// The statement of the feed, prepared once per session.
+pub async fn prepare_feed(client: &Client) -> Result<Statement, Error> {
+    let sql = "select ids, position, n, message, last, kind from shapefeed._feed($1)";
+    Ok(client.prepare(sql).await?)
+}
+
+/// Reads the feed on from where it was; each row is handed out as it arrives.
+pub async fn feed(
+    client: &Client,
+    statement: &Statement,
+    max_bytes: i64,
+    mut each: impl FnMut(FeedRow<'_>),
+) -> Result<(), Error> {
+    let rows = client.query_raw(statement, [&max_bytes]).await?;
+    let mut rows = std::pin::pin!(rows);
+    while let Some(row) = rows.try_next().await? {
+        let position = row.try_get(1)?;
+        let ids = || {
+            row.try_get::<_, Option<Vec<i32>>>(0)
+                .map(Option::unwrap_or_default)
+        };
+        let message = || {
+            row.try_get::<_, Option<&str>>(3)
+                .map(Option::unwrap_or_default)
+        };
+        each(match row.try_get(5)? {
+            "upto" => FeedRow::Upto(position),
+            "end" => FeedRow::End {
+                ids: ids()?,
+                position,
+                reason: message()?,
+            },
+            _ => FeedRow::Operation {
+                ids: ids()?,
+                position,
+                n: row.try_get(2)?,
+                message: message()?,
+                last: row.try_get::<_, Option<bool>>(4)? == Some(true),
+            },
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Definitions of shapes, as the database gives them, and a memory of those that live requests use.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderValue;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::params::ShapeParams;
+
+/// How long a live request may rely on a definition without asking: rights and columns may have changed. The feed
+/// reports ends sooner.
+const TRUSTED_FOR: Duration = Duration::from_secs(5);
+/// Definitions that are remembered at most.
+const REMEMBERED: usize = 10_000;
+
+/// A definition. Everything but what is named here is for the database alone.
+#[derive(Debug)]
+pub struct Definition {
+    raw: Box<RawValue>,
+    /// Hash over all that makes the shape.
+    pub hash: u64,
+    /// The table.
+    pub relid: u32,
+    /// Its name, for people.
+    pub table: String,
+    /// Whether changes to it are captured.
+    pub tracked: bool,
+    /// Value of `electric-schema`.
+    pub schema: HeaderValue,
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(deserialize_with = "decimal")]
+    hash: u64,
+    relid: u32,
+    schema: String,
+    table: String,
+    #[serde(default)]
+    tracked: bool,
+    #[serde(borrow)]
+    schema_header: &'a RawValue,
+}
+
+impl Definition {
+    /// Reads what `_define` answered.
+    pub fn new(raw: Box<RawValue>) -> Result<Self, serde_json::Error> {
+        let fields: Fields = serde_json::from_str(raw.get())?;
+        let schema = HeaderValue::from_str(&ascii(fields.schema_header.get()))
+            .map_err(<serde_json::Error as serde::de::Error>::custom)?;
+        let (hash, relid, tracked) = (fields.hash, fields.relid, fields.tracked);
+        let table = format!("{}.{}", fields.schema, fields.table);
+        Ok(Definition {
+            hash,
+            relid,
+            table,
+            tracked,
+            schema,
+            raw,
+        })
+    }
+
+    /// The JSON, as it came.
+    pub fn raw(&self) -> &RawValue {
+        &self.raw
+    }
+}
+
+/// A number that is written as a string.
+fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(serde::de::Error::custom)
+}
+
+/// JSON with everything but ASCII escaped, as a header needs it.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            ' '..='~' => text.push(c),
+            c if c.is_ascii() => {} // white space between values
+            c => c
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    text
+}
+
+/// Definitions by what was asked for.
+#[derive(Default)]
+pub struct Definitions {
+    // Held for a look-up, never across an await.
+    remembered: Mutex<HashMap<ShapeParams, (Arc<Definition>, Instant)>>,
+}
+
+impl Definitions {
+    /// A definition that is recent enough for a live request.
+    pub fn recent(&self, shape: &ShapeParams) -> Option<Arc<Definition>> {
+        let remembered = self.remembered.lock().expect("no panic while held");
+        let (definition, at) = remembered.get(shape)?;
+        (at.elapsed() < TRUSTED_FOR).then(|| definition.clone())
+    }
+
+    /// A definition by its hash, for requests that name a handle only.
+    pub fn by_hash(&self, hash: u64) -> Option<Arc<Definition>> {
+        let remembered = self.remembered.lock().expect("no panic while held");
+        remembered
+            .values()
+            .find(|(definition, _)| definition.hash == hash)
+            .map(|(definition, _)| definition.clone())
+    }
+
+    /// Remembers a definition.
+    pub fn remember(&self, shape: &ShapeParams, definition: &Arc<Definition>) {
+        let mut remembered = self.remembered.lock().expect("no panic while held");
+        if remembered.len() >= REMEMBERED && !remembered.contains_key(shape) {
+            remembered.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
+            if remembered.len() >= REMEMBERED {
+                remembered.clear();
+            }
+        }
+        remembered.insert(shape.clone(), (definition.clone(), Instant::now()));
+    }
+
+    /// Forgets definitions with this hash: something about their table has changed.
+    pub fn forget(&self, hash: u64) {
+        let mut remembered = self.remembered.lock().expect("no panic while held");
+        remembered.retain(|_, (definition, _)| definition.hash != hash);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn definition(hash: u64) -> Arc<Definition> {
+        let json = serde_json::json!({
+            "hash": hash.to_string(), "relid": 1, "schema": "public", "table": "t", "tracked": true,
+            "schema_header": {"größe": {"type": "int8"}, "\u{1f600}": {"type": "text"}},
+        });
+        Arc::new(Definition::new(RawValue::from_string(json.to_string()).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn reads_what_the_database_says() {
+        let definition = definition(u64::MAX);
+        assert_eq!((definition.hash, definition.relid), (u64::MAX, 1));
+        assert_eq!(definition.table, "public.t");
+        let text = definition.schema.to_str().unwrap();
+        assert!(text.contains("gr\\u00f6\\u00dfe") && text.contains("\\ud83d\\ude00"));
+        let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(parsed["größe"]["type"], "int8");
+    }
+}

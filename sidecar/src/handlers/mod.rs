@@ -1,0 +1,7 @@
+//! What each route does.
+
+pub mod delete;
+pub mod health;
+pub mod metrics;
+pub mod root;
+pub mod shape;

@@ -1,0 +1,207 @@
+//! A live request: what is there for its place, or a wait for it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use crate::app::{App, LOOK_AGAIN};
+use crate::db::LogChunk;
+use crate::definition::Definition;
+use crate::error::Error;
+use crate::live::{Guest, Seen};
+use crate::offset::Place;
+
+/// How a live request ends.
+#[derive(Debug)]
+pub enum Outcome {
+    /// With operations.
+    News {
+        /// The messages.
+        messages: Bytes,
+        /// Where they leave the client.
+        end: Place,
+        /// The chunk is closed: there may be more.
+        closed: bool,
+    },
+    /// With none, up to this position.
+    Idle(i64),
+}
+
+/// A held request.
+pub struct Hold<'a> {
+    /// The sidecar.
+    pub app: &'a Arc<App>,
+    /// The shape.
+    pub definition: &'a Arc<Definition>,
+    /// Pin of the request's handle.
+    pub pin: i64,
+    /// When it is answered without operations.
+    pub deadline: Instant,
+    /// When a position that has not arrived yet is given up.
+    pub arrival_deadline: Instant,
+}
+
+/// What a look led to.
+enum Step {
+    Done(Outcome),
+    /// Look again at once.
+    Again,
+    /// Look again when the shape changes.
+    Wait,
+    /// Look again when the shape changes, or soon.
+    Retry,
+    /// The shape is over, a new one begins.
+    Rejoin,
+}
+
+/// How far a request has come while it is held.
+struct Progress {
+    /// There is nothing between the request's place and this one.
+    at: Place,
+    /// Position up to which there is nothing, once that is known.
+    evaluated: Option<i64>,
+    /// Attachment under which the place was checked.
+    checked: Option<u64>,
+}
+
+impl Hold<'_> {
+    /// Holds the request until there are operations after `from`, or its time is over.
+    pub async fn wait(&self, from: Place) -> Result<Outcome, Error> {
+        let mut progress = Progress {
+            at: from,
+            evaluated: None,
+            checked: None,
+        };
+        loop {
+            let guest = self.app.live.join(self.definition);
+            if let Some(outcome) = self.wait_as(&guest, &mut progress).await? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Waits as a guest of one live shape; `None` when that is over and another one takes its place.
+    async fn wait_as(
+        &self,
+        guest: &Guest,
+        progress: &mut Progress,
+    ) -> Result<Option<Outcome>, Error> {
+        loop {
+            // Interest first, then the look: what happens in between wakes us.
+            let mut changed = std::pin::pin!(guest.changed());
+            changed.as_mut().enable();
+            let over = Instant::now() >= self.deadline || self.app.shutdown.is_cancelled();
+            let until = match self.look(guest, progress).await? {
+                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Again => continue,
+                _ if over => return self.idle(progress).map(Some),
+                Step::Rejoin => return Ok(None),
+                Step::Wait => self.deadline,
+                Step::Retry => self.deadline.min(Instant::now() + LOOK_AGAIN),
+            };
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until) => {}
+                () = self.app.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    fn idle(&self, progress: &Progress) -> Result<Outcome, Error> {
+        let unknown = || Error::unavailable("The database did not answer in time, please retry");
+        progress.evaluated.map(Outcome::Idle).ok_or_else(unknown)
+    }
+
+    async fn look(&self, guest: &Guest, progress: &mut Progress) -> Result<Step, Error> {
+        let max_bytes = self.app.config.chunk_bytes as usize;
+        let seen = guest.read(
+            progress.at,
+            self.pin,
+            progress.checked,
+            self.app.live.evaluated(),
+            max_bytes,
+        );
+        match seen {
+            Seen::Operations(it) => Ok(Step::Done(Outcome::News {
+                messages: it.messages,
+                end: it.end,
+                closed: it.closed,
+            })),
+            Seen::Nothing(evaluated) => {
+                progress.evaluated = progress.evaluated.max(Some(evaluated));
+                Ok(Step::Wait)
+            }
+            Seen::Ended(position, reason) if position > self.pin => Err(Error::refetch(reason)),
+            Seen::Ended(..) => Ok(Step::Rejoin),
+            Seen::Failed(error) if !error.is_passing() => Err(error),
+            Seen::Failed(_) => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                Ok(Step::Rejoin)
+            }
+            Seen::Attaching => Ok(self.read_log(progress).await?.unwrap_or(Step::Wait)),
+            Seen::Behind => Ok(self.read_log(progress).await?.unwrap_or(Step::Again)),
+            Seen::Unchecked(attachment) => self.check(guest, attachment, progress).await,
+        }
+    }
+
+    /// Has the place checked, later than the shape was attached: from then on the feed tells if that changes.
+    async fn check(
+        &self,
+        guest: &Guest,
+        attachment: u64,
+        progress: &mut Progress,
+    ) -> Result<Step, Error> {
+        let attached = (guest.id, attachment);
+        match self
+            .app
+            .check_once(self.definition, attached, self.pin, progress.at.position())
+            .await
+        {
+            Ok(()) => {
+                progress.checked = Some(attachment);
+                guest.set_placed(self.pin, attachment);
+                Ok(Step::Again)
+            }
+            Err(error) => self.put_off(error),
+        }
+    }
+
+    /// What may pass is tried again, but a position that is still to come only for so long.
+    fn put_off(&self, error: Error) -> Result<Step, Error> {
+        match error {
+            Error::NotYet if Instant::now() >= self.arrival_deadline => Err(Error::NotYet),
+            error if error.is_passing() => Ok(Step::Retry),
+            error => Err(error),
+        }
+    }
+
+    /// Reads the database's log; `None` when there is nothing up to where progress then is.
+    async fn read_log(&self, progress: &mut Progress) -> Result<Option<Step>, Error> {
+        match self
+            .app
+            .catch_up(self.definition, self.pin, progress.at)
+            .await
+        {
+            Ok(LogChunk {
+                messages,
+                end: Some(end),
+                upto,
+            }) => {
+                let closed = upto.is_none();
+                Ok(Some(Step::Done(Outcome::News {
+                    messages,
+                    end,
+                    closed,
+                })))
+            }
+            Ok(LogChunk { upto, .. }) => {
+                let upto = upto.unwrap_or(progress.at.position());
+                progress.at = progress.at.max(Place::after(upto));
+                progress.evaluated = progress.evaluated.max(Some(upto));
+                Ok(None)
+            }
+            Err(error) => self.put_off(error).map(Some),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Counters for `/metrics`.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// What was asked for.
+    pub class: &'static str,
+    /// How it ended.
+    pub status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabel {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// The metrics; a clone counts into the same ones.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<ClassLabel, Histogram>,
+    refetches: Family<ReasonLabel, Counter>,
+    snapshots: Family<ResultLabel, Counter>,
+    snapshot_bytes: Counter,
+    snapshot_seconds: Histogram,
+    /// Requests that are held.
+    pub live_requests: Gauge,
+    /// Shapes attached to the feed.
+    pub attached_shapes: Gauge,
+    /// 1 while the feed is connected.
+    pub feed_connected: Gauge,
+    /// Times that the feed was lost.
+    pub reconnects: Counter,
+    /// Operations that the feed reported.
+    pub operations: Counter,
+    /// From being woken to all live shapes having their operations.
+    pub feed_seconds: Histogram,
+    /// Bytes in the tails of live shapes.
+    pub tail_bytes: Gauge,
+    /// Bytes of snapshots that are kept.
+    pub spool_bytes: Gauge,
+    /// Newest position in the database.
+    pub head: Gauge,
+    /// Position up to which the feed has reported.
+    pub evaluated: Gauge,
+    /// 1 while the feed has not reported all that is there.
+    pub behind: Gauge,
+    /// Connections of the request pool.
+    pub pool_size: Gauge,
+    /// Those of them that are free.
+    pub pool_free: Gauge,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 17))
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Metrics {
+            registry: Arc::default(),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(seconds),
+            refetches: Family::default(),
+            snapshots: Family::default(),
+            snapshot_bytes: Counter::default(),
+            snapshot_seconds: seconds(),
+            live_requests: Gauge::default(),
+            attached_shapes: Gauge::default(),
+            feed_connected: Gauge::default(),
+            reconnects: Counter::default(),
+            operations: Counter::default(),
+            feed_seconds: seconds(),
+            tail_bytes: Gauge::default(),
+            spool_bytes: Gauge::default(),
+            head: Gauge::default(),
+            evaluated: Gauge::default(),
+            behind: Gauge::default(),
+            pool_size: Gauge::default(),
+            pool_free: Gauge::default(),
+        };
+        metrics.registry = Arc::new(metrics.register());
+        metrics
+    }
+
+    fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("shapefeed");
+        let it = &mut registry;
+        it.register("requests", "Requests for shapes", self.requests.clone());
+        it.register_with_unit(
+            "request",
+            "Time to the answer",
+            Unit::Seconds,
+            self.request_seconds.clone(),
+        );
+        it.register(
+            "refetches",
+            "Answers that make a client start over",
+            self.refetches.clone(),
+        );
+        it.register("snapshots", "Snapshots taken", self.snapshots.clone());
+        it.register(
+            "snapshot_bytes",
+            "Bytes of snapshots taken",
+            self.snapshot_bytes.clone(),
+        );
+        it.register_with_unit(
+            "snapshot",
+            "Time to take a snapshot",
+            Unit::Seconds,
+            self.snapshot_seconds.clone(),
+        );
+        it.register(
+            "live_requests",
+            "Requests that are held",
+            self.live_requests.clone(),
+        );
+        it.register(
+            "attached_shapes",
+            "Shapes attached to the feed",
+            self.attached_shapes.clone(),
+        );
+        it.register(
+            "feed_connected",
+            "1 while the feed is connected",
+            self.feed_connected.clone(),
+        );
+        it.register(
+            "reconnects",
+            "Times that the feed was lost",
+            self.reconnects.clone(),
+        );
+        it.register(
+            "operations",
+            "Operations that the feed reported",
+            self.operations.clone(),
+        );
+        it.register_with_unit(
+            "feed",
+            "Time to hand out what is new",
+            Unit::Seconds,
+            self.feed_seconds.clone(),
+        );
+        it.register(
+            "tail_bytes",
+            "Bytes in the tails of live shapes",
+            self.tail_bytes.clone(),
+        );
+        it.register(
+            "spool_bytes",
+            "Bytes of snapshots that are kept",
+            self.spool_bytes.clone(),
+        );
+        it.register(
+            "head_position",
+            "Newest position in the database",
+            self.head.clone(),
+        );
+        it.register(
+            "feed_position",
+            "Position up to which the feed has reported",
+            self.evaluated.clone(),
+        );
+        it.register(
+            "feed_behind",
+            "1 while the feed has not reported all that is there",
+            self.behind.clone(),
+        );
+        it.register(
+            "pool_connections",
+            "Connections of the request pool",
+            self.pool_size.clone(),
+        );
+        it.register(
+            "pool_free_connections",
+            "Those of them that are free",
+            self.pool_free.clone(),
+        );
+        registry
+    }
+
+    /// A request was answered.
+    pub fn request(&self, class: &'static str, status: u16, seconds: f64) {
+        self.requests
+            .get_or_create(&RequestLabels { class, status })
+            .inc();
+        self.request_seconds
+            .get_or_create(&ClassLabel { class })
+            .observe(seconds);
+    }
+
+    /// A client has to start over. Only a reason's first word is counted, so that there are few.
+    pub fn refetch(&self, reason: &str) {
+        let word: String = reason
+            .chars()
+            .take_while(char::is_ascii_alphabetic)
+            .take(20)
+            .collect();
+        let reason = if word.is_empty() {
+            "gone".into()
+        } else {
+            word.to_ascii_lowercase()
+        };
+        self.refetches.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A snapshot was taken (so many bytes), or failed.
+    pub fn snapshot(&self, bytes: Option<u64>, seconds: f64) {
+        let result = if bytes.is_some() { "ok" } else { "failed" };
+        self.snapshots.get_or_create(&ResultLabel { result }).inc();
+        self.snapshot_bytes.inc_by(bytes.unwrap_or(0));
+        self.snapshot_seconds.observe(seconds);
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a string takes any text");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_for_prometheus() {
+        let metrics = Metrics::new();
+        metrics.request("live", 200, 0.01);
+        metrics.refetch("truncate at 12345");
+        metrics.refetch("");
+        let text = metrics.text();
+        assert!(
+            text.contains(r#"shapefeed_requests_total{class="live",status="200"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"shapefeed_refetches_total{reason="truncate"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"shapefeed_refetches_total{reason="gone"} 1"#),
+            "{text}"
+        );
+    }
+}
