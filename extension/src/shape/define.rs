@@ -1,10 +1,15 @@
 //! From a request to a [`Definition`], or to what is wrong with the request (docs/protocol.md, section 2.1).
 
 use pgrx::JsonB;
+use pgrx::PgSqlErrorCode::{
+    ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_COLUMN,
+    ERRCODE_UNDEFINED_TABLE,
+};
 use serde_json::{Value, json};
 
 use super::definition::{Definition, check_rights, identity, key_names, numbers};
 use super::schema_header::schema_header;
+use crate::error;
 use crate::pg::attempt::attempt;
 use crate::pg::expr::{self, Refused};
 use crate::pg::role::{self, AsRole};
@@ -21,6 +26,22 @@ enum Answer {
 }
 
 impl Answer {
+    fn into_error(self) -> error::Error {
+        let (code, text) = match self {
+            Answer::Wrong("table", text) => (ERRCODE_UNDEFINED_TABLE, text),
+            Answer::Wrong("columns", text) => (ERRCODE_UNDEFINED_COLUMN, text),
+            Answer::Wrong("where", text) => {
+                let message = format!("invalid where clause: {text}");
+                (ERRCODE_INVALID_PARAMETER_VALUE, message)
+            }
+            Answer::Wrong(field, text) => {
+                (ERRCODE_INVALID_PARAMETER_VALUE, format!("{field} {text}"))
+            }
+            Answer::Denied(text) => (ERRCODE_INSUFFICIENT_PRIVILEGE, text),
+        };
+        error::Error::Sql(code, text, "")
+    }
+
     fn into_json(self) -> Value {
         match self {
             Answer::Wrong(field, text) => json!({"errors": {field: [text]}}),
@@ -63,6 +84,26 @@ fn _define(
         Ok(definition) => json!(definition),
         Err(answer) => answer.into_json(),
     })
+}
+
+/// The definition of a shape for the current user, or the error that says what is wrong with it.
+pub fn for_current_user(
+    relation: Vec<String>,
+    clause: Option<String>,
+    params: Option<Vec<Option<String>>>,
+    columns: Option<Vec<String>>,
+    replica: String,
+) -> error::Result<Definition> {
+    let request = Request {
+        relation,
+        clause,
+        params: params.unwrap_or_default(),
+        columns,
+        replica,
+        log: "full".into(),
+        role: None,
+    };
+    define(request).map_err(Answer::into_error)
 }
 
 fn define(request: Request) -> Result<Definition> {

@@ -21,3 +21,5 @@ pub mod attached;
 pub mod feed;
 pub mod log;
 pub mod operation;
+
+pub mod inspect;

@@ -194,6 +194,20 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
     Ok(newest)
 }
 
+/// The first position from which the log of a shape can be read to the head.
+pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
+    let oldest = log.oldest_batch().map_or(0, |batch| batch.position);
+    let since = match tracked_since(definition.relid) {
+        Tracked::Since(since) => since,
+        _ => 0,
+    };
+    let ends = log.ends_above(oldest);
+    let ended = ends
+        .iter()
+        .rfind(|(_, ends)| ends.iter().any(|end| concerns(end, definition, table)));
+    oldest.max(since).max(ended.map_or(0, |(position, _)| *position))
+}
+
 /// Whether a client of a shape can go on: the snapshot that it has is of `pin`, and it stands at `position`.
 fn place_of(
     definition: &Definition,

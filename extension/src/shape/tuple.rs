@@ -295,7 +295,7 @@ impl Table {
     }
 
     /// Decodes an image, whose layout must be one that the leaf can still read.
-    fn row(&mut self, transaction: &Transaction, version: &Version<'_>) -> Result<Row> {
+    pub fn row(&mut self, transaction: &Transaction, version: &Version<'_>) -> Result<Row> {
         let reader = self.leaf(version.relid)?;
         let current = &reader.layout;
         let readable = *reader.readable.entry(version.layout).or_insert_with(|| {

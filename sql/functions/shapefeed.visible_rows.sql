@@ -1,0 +1,16 @@
+-- The rows of a table that the current user sees, as of a position.
+--   relation     the table, which must be tracked
+--   where        a condition on its rows; params: the values of $1, $2 ... in it
+--   columns      names of columns; null for all
+--   at_position  the end of a batch (shapefeed.batch); null for the newest
+-- Returns a row an object, its values as text.
+--   select * from shapefeed.visible_rows('projects', 'company = $1', '{7}');
+create function shapefeed.visible_rows(
+  relation    regclass,
+  "where"     text   default null,
+  params      text[] default null,
+  columns     text[] default null,
+  at_position int8   default null
+) returns setof jsonb
+language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'visible_rows_wrapper';
