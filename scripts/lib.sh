@@ -15,10 +15,10 @@ need() { command -v "$1" >/dev/null || die "$1 is not installed: $2"; }
 
 need_rust() { need cargo "install Rust from https://rustup.rs"; }
 need_node() {
-  need node "install Node.js 20.10 or newer, https://nodejs.org"
+  need node "install Node.js 20.14 or newer, https://nodejs.org"
   need npm "install npm, https://nodejs.org"
-  node -e 'const [a, b] = process.versions.node.split("."); process.exit(+a > 20 || +a === 20 && +b >= 10 ? 0 : 1)' ||
-    die "Node.js $(node --version) is too old: install 20.10 or newer, https://nodejs.org"
+  node -e 'const [a, b] = process.versions.node.split("."); process.exit(+a > 20 || +a === 20 && +b >= 14 ? 0 : 1)' ||
+    die "Node.js $(node --version) is too old: install 20.14 or newer, https://nodejs.org"
 }
 
 # Root may not run Postgres: then it runs as `postgres` where that user exists, and as `nobody` elsewhere.

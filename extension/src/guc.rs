@@ -4,7 +4,8 @@ use std::ffi::CString;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(8192);
+// As logical_decoding_work_mem, which is for the same: 100,000 rows of an ordinary table stay in memory.
+static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(65536);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);

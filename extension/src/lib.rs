@@ -29,5 +29,7 @@ pub extern "C-unwind" fn _PG_init() {
         pg::shmem::reserve();
         pg::background::register_launcher();
         pg::utility::install_hook();
+        // The first one registered is called last: what others write at pre-commit is captured by then.
+        pg::xact::register_callbacks();
     }
 }

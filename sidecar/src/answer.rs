@@ -113,7 +113,10 @@ impl Asked<'_> {
         match self.snapshot(definition, handle, None).await {
             Err(Error::MustRefetch { .. }) => {
                 self.app.pins.drop_pin(definition.hash, handle.pin);
-                let handle = self.first_handle(definition).await?;
+                let handle = self
+                    .app
+                    .first_handle(definition, None, Some(handle))
+                    .await?;
                 let void = |_| Error::unavailable("The table is changing, please retry");
                 self.snapshot(definition, handle, None).await.map_err(void)
             }
@@ -249,10 +252,8 @@ impl Asked<'_> {
             deadline,
             arrival_deadline: self.arrival_deadline(),
         };
-        self.app.metrics.live_requests.inc();
-        let outcome = hold.wait(from).await;
-        self.app.metrics.live_requests.dec();
-        match outcome? {
+        let _held = self.app.metrics.held();
+        match hold.wait(from).await? {
             Outcome::News {
                 messages,
                 end,

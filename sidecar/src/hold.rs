@@ -63,6 +63,8 @@ struct Progress {
     evaluated: Option<i64>,
     /// Attachment under which the place was checked.
     checked: Option<u64>,
+    /// Whether the shape that the request first waited for was over.
+    rejoined: bool,
 }
 
 impl Hold<'_> {
@@ -72,6 +74,7 @@ impl Hold<'_> {
             at: from,
             evaluated: None,
             checked: None,
+            rejoined: false,
         };
         loop {
             let guest = self.app.live.join(self.definition);
@@ -132,8 +135,14 @@ impl Hold<'_> {
                 progress.evaluated = progress.evaluated.max(Some(evaluated));
                 Ok(Step::Wait)
             }
-            Seen::Ended(position, reason) if position > self.pin => Err(Error::refetch(reason)),
-            Seen::Ended(..) => Ok(Step::Rejoin),
+            // One that ended before this request's snapshot was another's; its successor would not have begun.
+            Seen::Ended(position, reason) if position > self.pin || progress.rejoined => {
+                Err(Error::refetch(reason))
+            }
+            Seen::Ended(..) => {
+                progress.rejoined = true;
+                Ok(Step::Rejoin)
+            }
             Seen::Failed(error) if !error.is_passing() => Err(error),
             Seen::Failed(_) => {
                 tokio::time::sleep(LOOK_AGAIN).await;

@@ -54,6 +54,9 @@ const SWEEP: Duration = Duration::from_secs(10);
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::parse().checked();
     log_to_stderr(&config)?;
+    if let Some(dir) = &config.spool_dir {
+        std::fs::create_dir_all(dir)?;
+    }
     let (app, to_attach) = App::new(config)?;
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
     tokio::spawn(sequencer::run(app.clone()));

@@ -44,8 +44,7 @@ pub struct Metrics {
     snapshots: Family<ResultLabel, Counter>,
     snapshot_bytes: Counter,
     snapshot_seconds: Histogram,
-    /// Requests that are held.
-    pub live_requests: Gauge,
+    live_requests: Gauge,
     /// Shapes attached to the feed.
     pub attached_shapes: Gauge,
     /// 1 while the feed is connected.
@@ -70,6 +69,15 @@ pub struct Metrics {
     pub pool_size: Gauge,
     /// Those of them that are free.
     pub pool_free: Gauge,
+}
+
+/// A request that is held.
+pub struct Held(Gauge);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 fn seconds() -> Histogram {
@@ -211,17 +219,25 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// A client has to start over. Only a reason's first word is counted, so that there are few.
+    /// A request is held until this is dropped, as it also is when the client goes away.
+    pub fn held(&self) -> Held {
+        self.live_requests.inc();
+        Held(self.live_requests.clone())
+    }
+
+    /// A client has to start over. What a reason says of names and numbers is not counted, so that there are few.
     pub fn refetch(&self, reason: &str) {
-        let word: String = reason
-            .chars()
-            .take_while(char::is_ascii_alphabetic)
-            .take(20)
-            .collect();
-        let reason = if word.is_empty() {
+        let words = reason
+            .split(['"', '('])
+            .next()
+            .unwrap_or_default()
+            .split_whitespace();
+        let words = words.take_while(|word| !word.contains(|c: char| c.is_ascii_digit()));
+        let reason = words.collect::<Vec<_>>().join(" ");
+        let reason = if reason.is_empty() {
             "gone".into()
         } else {
-            word.to_ascii_lowercase()
+            reason
         };
         self.refetches.get_or_create(&ReasonLabel { reason }).inc();
     }
@@ -250,7 +266,8 @@ mod tests {
     fn text_for_prometheus() {
         let metrics = Metrics::new();
         metrics.request("live", 200, 0.01);
-        metrics.refetch("truncate at 12345");
+        metrics.refetch("truncate 12345");
+        metrics.refetch("table \"public\".\"t\" does not exist");
         metrics.refetch("");
         let text = metrics.text();
         assert!(

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::app::App;
 use crate::db;
 use crate::error::Error;
@@ -11,7 +13,7 @@ use crate::error::Error;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(25));
 /// Before it is looked again whether there is something to do here.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// After a lost connection.
+/// After an error, as when the connection is lost or another sidecar is at it for long.
 const BACKOFF: Duration = Duration::from_secs(1);
 
 /// Runs for as long as the sidecar does.
@@ -38,11 +40,15 @@ async fn steps(app: &App) -> Result<(), Error> {
     tracing::info!("the extension is not preloaded: sequencing from here");
     loop {
         if let Err(error) = db::sequence(&client).await {
-            if client.is_closed() {
-                return Err(error.into());
+            let refused = [
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                SqlState::READ_ONLY_SQL_TRANSACTION,
+            ];
+            if error.code().is_some_and(|code| refused.contains(code)) {
+                tracing::warn!(%error, "may not sequence: add shapefeed to shared_preload_libraries");
+                return Ok(());
             }
-            tracing::warn!(%error, "may not sequence: add shapefeed to shared_preload_libraries");
-            return Ok(());
+            return Err(error.into());
         }
         let waited_for = app.metrics.attached_shapes.get() > 0;
         tokio::time::sleep(if waited_for { PAUSE.0 } else { PAUSE.1 }).await;

@@ -189,13 +189,13 @@ impl Take {
                 "snapshot taken"
             ),
             Err(error) => {
-                tracing::warn!(
-                    table,
-                    position = self.position,
-                    cause = error.cause(),
-                    seconds,
-                    "snapshot failed"
-                );
+                let cause = error.cause();
+                match error {
+                    Error::Internal(_) | Error::Unavailable { .. } => {
+                        tracing::warn!(table, position = self.position, cause, "snapshot failed");
+                    }
+                    _ => tracing::debug!(table, position = self.position, cause, "no snapshot"),
+                }
                 self.shared
                     .remove((self.definition.hash, self.position), &spool);
                 spool.fail(error);

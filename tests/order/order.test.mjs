@@ -190,23 +190,23 @@ async function assertBatches(client) {
   assert.deepEqual(ends.rows, [])
 }
 
-test('the worker sequences: replay gives the tables at each step', async () => {
+test('the worker sequences: replay gives the tables at each step', async (t) => {
   const cluster = await startCluster({ conf: ['deadlock_timeout=20ms'] })
+  t.after(() => cluster.stop())
   const result = await run(await freshDatabase(cluster), { seconds: 18 * scale, share: 1, sequence: async () => {} })
   assertOrder(result)
   await assertBatches(result.client)
   // The same checker on the same run, in the order of xids: it must notice.
   assert.ok(result.consumer.byXid.badSteps > 0, 'replay in the order of xids passed for right: the checker is blind')
-  await cluster.stop()
 })
 
-test('sequence() sequences: replay gives the tables at each step', async () => {
+test('sequence() sequences: replay gives the tables at each step', async (t) => {
   const cluster = await startCluster({ preload: false, conf: ['deadlock_timeout=20ms'] })
+  t.after(() => cluster.stop())
   const database = await freshDatabase(cluster)
   const sequencer = await database.connect()
   const sequence = () => sequencer.query('call shapefeed.sequence()')
   const result = await run(database, { seconds: 6 * scale, share: 0.25, sequence })
   assertOrder(result)
   await assertBatches(result.client)
-  await cluster.stop()
 })

@@ -7,7 +7,7 @@ pub mod known;
 pub mod layout;
 pub mod track;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::guc;
 use crate::pg::spill::SpillFile;
@@ -15,7 +15,7 @@ use crate::pg::trigger::Change;
 use crate::pg::xact;
 use crate::record::{self, Kind};
 use buffer::Buffer;
-use known::Known;
+use known::{Known, Storage};
 use layout::Layout;
 
 /// Largest record that is kept; a larger one ends its table's epoch instead. Values are limited to 1 GB by Postgres.
@@ -26,21 +26,31 @@ const RECORD_LIMIT_BYTES: usize = 256 << 20;
 struct Capture {
     buffer: Buffer<SpillFile>,
     flushed: Option<flush::Flushed>,
+    /// Pre-commit is over: what is captured from now on goes to the log at once.
+    late: bool,
     /// Layouts that readers may not know yet, by hash.
     layouts: Vec<(u64, Layout)>,
+    /// How many of these are in the log already.
+    layouts_flushed: usize,
     wrote: bool,
 }
 
 thread_local! {
     static CAPTURE: RefCell<Capture> = RefCell::new(Capture::default());
+    /// Counts this backend's transactions.
+    static TRANSACTION: Cell<u64> = const { Cell::new(1) };
 }
 
 /// Takes one row change, or a TRUNCATE, from the trigger.
 pub fn take(change: &Change) {
     xact::register_callbacks();
-    let known = known::of(change.relation());
+    let (known, storage) = known::of(change.relation(), TRANSACTION.get());
     if let Some(layout) = &known.unannounced {
         carry(known.layout, layout);
+    }
+    if storage == Storage::Swapped {
+        // Changes of a transaction are paired by TID, and those before the rewrite have others.
+        take_end(&known.relids, "storage");
     }
     append(|out| put_change(out, change, &known));
     if change.kind() == Kind::Truncate {
@@ -78,7 +88,7 @@ fn append(write: impl FnOnce(&mut Vec<u8>)) {
             capture.buffer.spill(SpillFile::create);
         }
     });
-    if CAPTURE.with_borrow(|capture| capture.flushed.is_some()) {
+    if CAPTURE.with_borrow(|capture| capture.late) {
         // A callback that ran after ours at pre-commit wrote a tracked table: too late to wait for the others.
         write_log();
     }
@@ -106,14 +116,12 @@ fn end_note(relids: &[u32], reason: &str) -> serde_json::Value {
 /// At pre-commit and pre-prepare: everything captured so far goes to the log.
 pub fn write_log() {
     let mut capture = CAPTURE.take();
+    capture.late = true;
     if !capture.buffer.is_empty() {
         // An error in here aborts the transaction, and with it what was captured.
-        let layouts = if capture.flushed.is_none() {
-            &capture.layouts[..]
-        } else {
-            &[]
-        };
+        let layouts = &capture.layouts[capture.layouts_flushed..];
         capture.flushed = Some(flush::flush(&mut capture.buffer, capture.flushed, layouts));
+        capture.layouts_flushed = capture.layouts.len();
         if let Some(file) = std::mem::take(&mut capture.buffer).into_file() {
             file.close();
         }
@@ -129,6 +137,8 @@ pub fn roll_back_to(subtransaction: u32) {
 /// The transaction has ended, or was prepared. True if it put something into the log.
 pub fn end_transaction(committed: bool) -> bool {
     let ended = CAPTURE.take();
+    TRANSACTION.set(TRANSACTION.get() + 1);
+    known::end_transaction();
     if committed {
         known::announced(
             &ended

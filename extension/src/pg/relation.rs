@@ -71,6 +71,18 @@ impl Opened {
         // SAFETY: the relation is open, so its entry and its descriptor are valid.
         unsafe { facts(self.raw) }
     }
+
+    /// Number of the file that holds its rows; a rewrite gives it another one.
+    pub fn file(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe {
+            #[cfg(any(feature = "pg14", feature = "pg15"))]
+            let file = (*self.raw).rd_node.relNode;
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            let file = (*self.raw).rd_locator.relNumber;
+            file.to_u32()
+        }
+    }
 }
 
 /// A relation that is open and locked; the lock lasts to the end of the transaction.
