@@ -31,8 +31,8 @@ select shapefeed._define('{public,item}', null, null, null, 'default', 'full', n
 select shapefeed._define('{public,item}', 'owner = $1', '{o1}', '{id,price}', 'full', 'full', null) as mine \gset
 select shapefeed._define('{public,tag}', null, null, null, 'default', 'full', null) as tags \gset
 select shapefeed._define('{public,place}', null, null, null, 'default', 'full', null) as places \gset
-select position as pin, xmin > 0 as has_xmin, xmax >= xmin as has_xmax, xip from shapefeed._pin(:'items') \gset
-select :has_xmin, :has_xmax, :'xip', count(*) from shapefeed._batch(:pin);
+select position as pin from shapefeed._pin(:'items') \gset
+select xmin > 0 as has_xmin, xmax >= xmin as has_xmax, xip from shapefeed._batch(:pin);
 
 -- One chunk: physical order.
 select snapshot(:'items', :pin, 1000000);
