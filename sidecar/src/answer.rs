@@ -16,6 +16,9 @@ use crate::params::{Log, ShapeRequest};
 use crate::protocol;
 use crate::response::{Answer, array, brackets};
 
+/// Pins that a request which starts tries: its shape may be ended again and again meanwhile.
+const STARTS: u32 = 10;
+
 /// A request on its way to an answer.
 pub struct Asked<'a> {
     /// The sidecar.
@@ -104,24 +107,25 @@ impl Asked<'_> {
             .await
     }
 
-    /// The start of a shape. A pin that turns out to be void is replaced once: there is no 409 here.
+    /// The start of a shape. A pin that turns out to be void is replaced: there is no 409 here.
     async fn initial(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
         if self.request.shape.log == Log::ChangesOnly {
             return self.changes_only(definition).await;
         }
-        let handle = self.first_handle(definition).await?;
-        match self.snapshot(definition, handle, None).await {
-            Err(Error::MustRefetch { .. }) => {
-                self.app.pins.drop_pin(definition.hash, handle.pin);
-                let handle = self
-                    .app
-                    .first_handle(definition, None, Some(handle))
-                    .await?;
-                let void = |_| Error::unavailable("The table is changing, please retry");
-                self.snapshot(definition, handle, None).await.map_err(void)
+        let mut handle = self.first_handle(definition).await?;
+        for _ in 0..STARTS {
+            match self.snapshot(definition, handle, None).await {
+                Err(Error::MustRefetch { .. }) => {
+                    self.app.pins.drop_pin(definition.hash, handle.pin);
+                    handle = self
+                        .app
+                        .first_handle(definition, None, Some(handle))
+                        .await?;
+                }
+                result => return result,
             }
-            result => result,
         }
+        Err(Error::unavailable("The table is changing, please retry"))
     }
 
     /// The start of a shape without rows: as new as can be, since everything after it is replayed.

@@ -29,6 +29,8 @@ pub fn install_hook() {
 }
 
 /// What a command means for a sequencer.
+#[repr(C)]
+#[derive(Clone, Copy)]
 enum Concern {
     Nothing,
     /// A prepared transaction commits.
@@ -37,8 +39,25 @@ enum Concern {
     Alone(u32),
 }
 
+unsafe extern "C-unwind" {
+    // Not the guarded one of pg_sys, see process_utility().
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// The hook. Every utility command of every application comes through here, and whatever runs inside it: no guard may
+/// stand between it and who catches its errors, because a guard raises an error anew with less than it had: no SQLSTATE
+/// that pgrx does not know, no position, no context, no name of a constraint. So nothing here has a destructor, and
+/// what calls Postgres for us is a guarded function of its own.
 #[allow(clippy::too_many_arguments, reason = "the hook's own")]
-#[pg_guard]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
     query: *const c_char,
@@ -52,25 +71,9 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: the arguments are Postgres' own and go on unchanged.
     unsafe {
         let concern = concern_of((*statement).utilityStmt);
-        let _pause = match concern {
-            Concern::Alone(database) => pause(database),
-            _ => None,
-        };
-        match PREVIOUS_HOOK {
-            // A function pointer has no guard of its own: without this one an error would skip the pause's end.
-            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                next(
-                    statement,
-                    query,
-                    read_only_tree,
-                    context,
-                    params,
-                    environment,
-                    receiver,
-                    completion,
-                )
-            }),
-            None => pg_sys::standard_ProcessUtility(
+        if let Concern::Alone(database) = concern {
+            return process_alone(
+                database,
                 statement,
                 query,
                 read_only_tree,
@@ -79,15 +82,64 @@ unsafe extern "C-unwind" fn process_utility(
                 environment,
                 receiver,
                 completion,
-            ),
+            );
         }
+        PREVIOUS_HOOK.unwrap_or(standard_ProcessUtility)(
+            statement,
+            query,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            receiver,
+            completion,
+        );
         if matches!(concern, Concern::CommitPrepared) {
-            sequence::prepared_transaction_ended();
+            prepared_transaction_ended();
         }
     }
 }
 
-unsafe fn concern_of(node: *mut pg_sys::Node) -> Concern {
+#[pg_guard]
+extern "C-unwind" fn prepared_transaction_ended() {
+    sequence::prepared_transaction_ended();
+}
+
+/// A command while the database's sequencer is away. It is guarded: without that an error would skip the pause's end.
+#[allow(clippy::too_many_arguments, reason = "the hook's own")]
+#[pg_guard]
+unsafe extern "C-unwind" fn process_alone(
+    database: u32,
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the arguments are Postgres' own and go on unchanged.
+    unsafe {
+        let next = PREVIOUS_HOOK.unwrap_or(standard_ProcessUtility);
+        let _pause = pause(database);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            next(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                receiver,
+                completion,
+            )
+        });
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn concern_of(node: *mut pg_sys::Node) -> Concern {
     use pg_sys::NodeTag::*;
     // SAFETY: the tag tells which struct the node is; names are C strings.
     unsafe {
