@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn pieces_hold_whole_rows() {
         let mut pieces = Pieces::default();
-        let mut row = |text: &str, wanted| {
+        let mut row = |text: &str, wanted: bool| {
             pieces.put(|out| {
                 out.extend_from_slice(text.as_bytes());
                 if !wanted {
