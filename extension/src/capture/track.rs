@@ -133,6 +133,11 @@ fn check_partition(root: &Facts, partition: u32) -> Result<()> {
 
 fn install_triggers(root: u32, partitions: &[u32]) {
     if !has_trigger(root, ROW_TRIGGER) {
+        // A partition that was tracked by itself: from now on its trigger is a clone of the root's. No writer gets in
+        // between, they wait for our lock.
+        for &partition in partitions.iter().filter(|&&p| has_trigger(p, ROW_TRIGGER)) {
+            run_on(partition, &format!("drop trigger {ROW_TRIGGER} on %s"));
+        }
         run_on(
             root,
             &format!(
@@ -177,6 +182,15 @@ fn has_trigger(relid: u32, trigger: &str) -> bool {
         "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2)",
         relid,
         trigger,
+    )
+}
+
+/// The row trigger is a clone of that of a partitioned table above.
+fn is_clone(relid: u32) -> bool {
+    ask(
+        "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgparentid <> 0)",
+        relid,
+        ROW_TRIGGER,
     )
 }
 
@@ -297,13 +311,21 @@ pub fn untrack(relid: u32) -> Result<()> {
             hint,
         ));
     };
-    for &partition in &tracked.partitions {
-        if has_trigger(partition, TRUNCATE_TRIGGER) {
-            run_on(partition, &format!("drop trigger {TRUNCATE_TRIGGER} on %s"));
+    if !is_clone(relid) {
+        for &partition in &tracked.partitions {
+            if has_trigger(partition, TRUNCATE_TRIGGER) {
+                run_on(partition, &format!("drop trigger {TRUNCATE_TRIGGER} on %s"));
+            }
         }
-    }
-    if has_trigger(relid, ROW_TRIGGER) {
-        run_on(relid, &format!("drop trigger {ROW_TRIGGER} on %s"));
+        if has_trigger(relid, ROW_TRIGGER) {
+            run_on(relid, &format!("drop trigger {ROW_TRIGGER} on %s"));
+        }
+        // Partitions that were tracked by themselves as well have lost their triggers with the root's.
+        for &partition in tracked.partitions.iter().filter(|&&p| p != relid) {
+            if let Some(own) = as_owner(|| find(partition)) {
+                forget(&own, "untrack");
+            }
+        }
     }
     forget(&tracked, "untrack");
     Ok(())
