@@ -28,7 +28,8 @@ export function follow(url, params) {
 }
 
 // Values stay as Postgres prints them, so that they compare with a SELECT of ::text columns.
-const asText = new Proxy({}, { get: () => (value) => value, has: () => true })
+const asText = Object.fromEntries(
+  ['int2', 'int4', 'int8', 'float4', 'float8', 'bool', 'json', 'jsonb'].map((type) => [type, (value) => value]))
 
 function line(row) {
   return JSON.stringify(Object.keys(row).sort().map((name) => [name, row[name] === null ? null : String(row[name])]))

@@ -1,5 +1,7 @@
 //! Beginning and ending the capture of a table, and noticing DDL that ends its epoch.
 
+use std::cell::Cell;
+
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
@@ -22,6 +24,23 @@ struct Tracked {
     relid: u32,
     layout: u64,
     partitions: Vec<u32>,
+}
+
+thread_local! {
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs DDL of ours, of which event triggers need not tell us: between two commands of it, triggers are missing.
+fn at_work(f: impl FnOnce()) {
+    struct Done;
+    impl Drop for Done {
+        fn drop(&mut self) {
+            AT_WORK.set(false);
+        }
+    }
+    AT_WORK.set(true);
+    let _done = Done;
+    f();
 }
 
 /// Begins capturing a table, or repairs its triggers when it is captured already. Waits for locks as long as
@@ -48,7 +67,7 @@ pub fn track(relid: u32) -> Result<()> {
         check_partition(&facts, partition)?;
     }
     let new = !(has_trigger(relid, ROW_TRIGGER) && as_owner(|| find(relid)).is_some());
-    install_triggers(relid, &partitions);
+    at_work(|| install_triggers(relid, &partitions));
     let layout = Layout::from(facts);
     as_owner(|| save(&layout, &partitions, new));
     if new {
@@ -344,6 +363,9 @@ fn forget(tracked: &Tracked, reason: &str) {
 
 /// A DDL command touched a table: looks whether an epoch ends by it. `created`: the command made the table.
 pub fn recheck(relid: u32, created: bool) -> Result<()> {
+    if AT_WORK.get() {
+        return Ok(());
+    }
     for root in std::iter::once(relid)
         .chain(ancestors_of(relid))
         .chain(former_roots(relid))
