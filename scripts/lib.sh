@@ -39,6 +39,19 @@ as_root() {
   if [ "$EUID" -eq 0 ]; then "$@"; else need sudo "or run as root: $*"; sudo "$@"; fi
 }
 
+update_apt() {
+  say "updating apt's package lists"
+  as_root apt-get update -q
+}
+
+# download_debs DIR PACKAGE...: Debian's packages as files, not installed.
+download_debs() {
+  local dir=$1
+  shift
+  local download=(env -C "$dir" apt-get -q -o APT::Sandbox::User=root download "$@")
+  "${download[@]}" || { update_apt && "${download[@]}"; } || die "apt has no $*: Debian 12's package sources are needed"
+}
+
 # reachable_dir DIR: makes DIR, of which the cluster's user can reach what lies in it. Where it cannot (a checkout under
 # /root), DIR becomes a link to a folder below /var/tmp/shapefeed-<uid>.
 reachable_dir() {
