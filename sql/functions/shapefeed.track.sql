@@ -40,3 +40,6 @@ begin
     pause_s := least(pause_s * 2, 0.5);
   end loop;
 end $$;
+
+comment on procedure shapefeed.track(regclass) is
+  'Begins capturing a table. Never queues writers; outside a transaction block it tries again for 30 s.';

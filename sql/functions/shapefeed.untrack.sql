@@ -26,3 +26,6 @@ begin
     pause_s := least(pause_s * 2, 0.5);
   end loop;
 end $$;
+
+comment on procedure shapefeed.untrack(regclass) is
+  'Ends capturing a table, and every shape on it.';

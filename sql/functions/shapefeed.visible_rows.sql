@@ -14,3 +14,6 @@ create function shapefeed.visible_rows(
 ) returns setof jsonb
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', 'visible_rows_wrapper';
+
+comment on function shapefeed.visible_rows is
+  'The rows of a table that the current user sees under a condition, as of a position.';
