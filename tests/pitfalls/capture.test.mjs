@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { pgBin, root, scratchDir, startCluster } from '../lib/index.mjs'
-import { endsOf, replay, trackedDatabase } from './setup.mjs'
+import { endsOf, replay, sqlstate, trackedDatabase } from './setup.mjs'
 
 let cluster, plain
 before(async () => {
@@ -110,6 +110,16 @@ test('H9 a loop of subtransactions spills: memory is bounded, and what is rolled
   const truth = await database.query('select id from m order by id')
   assert.equal(truth.length, 3000)
   assert.deepEqual(captured, truth.map(({ id }) => id))
+})
+
+test('H9 the file is not counted against temp_file_limit, which must not fail a write that it would not fail untracked', async () => {
+  const database = await trackedDatabase(cluster, 'create table m (id int primary key, pad text)', ['m'])
+  await database.query(`set temp_file_limit = '1MB'; set shapefeed.capture_memory = '64kB'`)
+  const rows = (from) => `insert into m select g, repeat(md5(g::text), 30) from generate_series(${from}, ${from} + 4999) g`
+  await database.query(rows(1))
+  await database.query(`begin; savepoint a; ${rows(5001)}; savepoint b; ${rows(10001)}; rollback to b; commit`)
+  assert.equal((await database.sequenced()).flatMap(({ records }) => records).length, 10_000)
+  assert.equal(await sqlstate(database.query('select count(*) from (select * from m order by pad) x')), '53400', 'it still holds for queries')
 })
 
 test('H10 a counter beside a large out-of-line value: the value is not copied until it changes', async () => {
