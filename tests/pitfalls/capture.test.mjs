@@ -171,6 +171,8 @@ test('H11 TRUNCATE of a leaf ends the epoch of all tables above it, also of a le
   assert.deepEqual(await truncations(), [3, 2])
   await database.query('create table p3 (id int); alter table p attach partition p3 for values from (200) to (300); truncate p3')
   assert.deepEqual(await truncations(), [4, 2])
+  await database.query('create schema s create table p4 partition of public.p for values from (300) to (400); truncate s.p4')
+  assert.deepEqual(await truncations(), [5, 2])
   await database.query('truncate p2')
   assert.ok((await truncations())[1] > 2)
 })
