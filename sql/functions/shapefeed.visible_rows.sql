@@ -3,7 +3,7 @@
 --   where        a condition on its rows; params: the values of $1, $2 ... in it
 --   columns      names of columns; null for all
 --   at_position  the end of a batch (shapefeed.batch); null for the newest
--- Returns a row an object, its values as text.
+-- Returns a row an object, its values as text. Of rows that are equal, where the table has no key, one.
 --   select * from shapefeed.visible_rows('projects', 'company = $1', '{7}');
 create function shapefeed.visible_rows(
   relation    regclass,
