@@ -13,40 +13,46 @@ const gone = Symbol('no answer')
 export class Books {
   constructor() {
     Object.assign(this, { requests: 0, initial: 0, restarts: 0, cut: 0, failed: 0, unavailable: 0, conflicts: [], inFlight: 0,
-      operations: { insert: 0, update: 0, delete: 0 }, keyChanges: 0, checked: 0, chunks: new Map(), repeated: 0 })
+      operations: { insert: 0, update: 0, delete: 0 }, keyChanges: 0, checked: 0, chunks: new Map(), paths: new Map(), repeated: 0 })
   }
 
-  /** A closed chunk has the same bytes whenever and wherever it is asked for (I4). */
-  keep(url, body) {
+  /** A closed chunk has the same bytes whenever and wherever it is asked for (I4). A snapshot in one chunk is in no order. */
+  keep(path, body, headers, shape) {
+    const params = new URL(path, 'http://sidecar').searchParams
+    const closed = headers.get('electric-up-to-date') === null && !params.has('live')
+    if (!closed || (params.get('offset') === '-1' && headers.get('electric-offset') === '0_0')) return
+    const name = `${headers.get('electric-handle')} ${params.get('offset')}`
     const bytes = createHash('sha1').update(body).digest('base64')
-    const before = this.chunks.get(url)
+    const before = this.chunks.get(name)
     if (before !== undefined) {
       this.repeated++
-      assert.equal(bytes, before, `a chunk has other bytes than before: ${url}`)
+      assert.equal(bytes, before, `a chunk has other bytes than before: ${path}`)
     }
-    this.chunks.set(url, bytes)
+    this.chunks.set(name, bytes)
+    this.paths.set(name, [path, shape])
   }
 }
 
 export class Client {
   constructor({ shape, sidecars, books, random }) {
-    Object.assign(this, { shape, sidecars, books, random, records: [], trail: [] })
-    this.manner = random.pick(['steady', 'steady', 'cutter', 'absent', 'restarter'])
+    const manner = random.pick(['steady', 'steady', 'cutter', 'absent', 'restarter'])
+    Object.assign(this, { shape, sidecars, books, random, manner, records: [], trail: [] })
     this.agent = new http.Agent({ keepAlive: true, maxSockets: 4 })
     this.begin()
   }
 
   begin(expired) {
-    Object.assign(this, { rows: new Map(), offset: '-1', handle: undefined, expired, cursor: undefined, upToDate: false, last: [0n, -1] })
+    Object.assign(this, { rows: new Map(), offset: '-1', handle: undefined, expired, cursor: undefined, upToDate: false, changed: true, last: [0n, -1] })
   }
 
   /** Follows until `until()` gives a position that it has reached. */
   async follow(goal) {
-    for (;;) {
+    this.arrived = false
+    while (!this.arrived) {
       const target = goal.position
-      if (target !== undefined && this.upToDate && this.evaluated >= target) return
       if (target === undefined) await this.misbehave()
       await this.request(goal, target === undefined && this.upToDate)
+      this.arrived = target !== undefined && this.upToDate && this.evaluated >= target
     }
   }
 
@@ -128,7 +134,7 @@ export class Client {
     const messages = JSON.parse(text)
     const same = asked === '-1' || /^0_[1-9]/.test(asked) ? (handle) => handle : (handle) => handle.split('-')[0]
     if (this.handle) assert.equal(same(header('handle')), same(this.handle), 'an answer stays with the definition, and with the snapshot while that is read')
-    if (!live && header('up-to-date') === undefined && /^0_[1-9]|^[1-9]/.test(asked)) this.books.keep(path, text)
+    this.books.keep(path, text, new Headers(headers), this.shape)
     this.handle = header('handle')
     this.offset = header('offset')
     this.cursor = header('cursor') ?? this.cursor
@@ -194,6 +200,10 @@ export class Client {
     const [position, before] = this.last
     assert.ok(BigInt(lsn) > position || (BigInt(lsn) === position && at > before), `${lsn}/${at} after ${position}/${before}`)
     this.last = [BigInt(lsn), at]
+  }
+
+  describe() {
+    return `${JSON.stringify(this.shape.request)} (${this.manner}; ${this.trail.join('; ')})`
   }
 
   stop() {

@@ -45,17 +45,11 @@ function someColumns(random, { columns, keyColumns }) {
 export function compare(truth, shape, clients) {
   const records = clients.flatMap((client) => client.records.map((record) => ({ ...record, client }))).sort((a, b) => (a.position < b.position ? -1 : 1))
   let next = 0
-  let rows = new Map()
-  const upTo = (position) => {
+  for (const { position, rows } of truth.states(shape)) {
     for (; next < records.length && (position === undefined || records[next].position < position); next++) same(shape, records[next], rows)
+    shape.rows = rows
   }
-  for (const state of truth.states(shape)) {
-    upTo(state.position)
-    rows = state.rows
-  }
-  upTo()
   for (const client of clients) client.records.length = 0
-  shape.rows = new Map(rows)
   return records.length
 }
 
@@ -68,7 +62,15 @@ function same(shape, record, rows) {
   assert.fail(`at ${record.position} a client holds ${held.length} rows instead of ${lines.length}: ${describe(shape)}
   missing: ${missing.slice(0, 3).join('\n    ')}
   too many: ${extra.slice(0, 3).join('\n    ')}
+  history of the first: ${history(shape, missing[0] ?? extra[0])}
   client ${record.client.manner}, handle ${record.client.handle}: ${record.trail.join('; ')}`)
+}
+
+/** The changes that made or ended a row with this line. */
+function history({ table, columns }, line) {
+  const is = (version) => version?.line(columns) === line
+  const found = table.changes.filter(({ old, new: made }) => is(old) || is(made))
+  return found.slice(-6).map(({ position, xid, old, new: made }) => `${position} (${xid}) ${is(old) ? 'ends' : ''}${is(made) ? 'makes' : ''} ${(old ?? made).key}`).join('; ')
 }
 
 /** The shape's rows by a SELECT now, when nobody writes: it must be the audit's last state. */

@@ -144,9 +144,9 @@ class Statement {
   /** Subtransactions inside a function, some of which fail. */
   loop() {
     const again = this.insertInto(1).replaceAll('$$', '$ $')
-    return `do $do$ begin for i in 1..4 loop begin
+    return `do $do$ begin for turn in 1..4 loop begin
         ${this.update()}; ${again};
-        if i % 2 = 0 then raise exception using errcode = 'P0001'; end if;
+        if turn % 2 = 0 then raise exception using errcode = 'P0001'; end if;
       exception when unique_violation or raise_exception or foreign_key_violation then null; end; end loop; end $do$`
   }
 

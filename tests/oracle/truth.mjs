@@ -28,6 +28,9 @@ export function auditSql(tables) {
 
 const asText = { getTypeParser: () => (value) => value }
 
+/** What changes do to shapes. */
+export const newTransitions = () => ({ insert: 0, update: 0, delete: 0, 'out to in': 0, 'in to out': 0, 'key change': 0 })
+
 /** Texts as the wire may have them: a boolean has two spellings. */
 const printed = (column, text) => (column.type === 'bool' && text !== null ? text[0] : text)
 
@@ -72,6 +75,20 @@ export class Truth {
     table.changes.sort((a, b) => (a.position < b.position ? -1 : a.position > b.position ? 1 : a.seq - b.seq))
   }
 
+  /** How often the new changes do to the shape what; see `newTransitions`. */
+  count(shape, transitions) {
+    const { table, selected } = shape
+    for (const { seq, old, new: made } of table.changes) {
+      if (seq <= table.newFrom) continue
+      const [was, is] = [selected.has(`${seq} 0`), selected.has(`${seq} 1`)]
+      if (!was && !is) continue
+      if (old && made && !table.keyless && old.key !== made.key) transitions['key change']++
+      else if (was && is) transitions.update += old.whole === made.whole ? 0 : 1
+      else if (is) transitions[old ? 'out to in' : 'insert']++
+      else transitions[made ? 'in to out' : 'delete']++
+    }
+  }
+
   /** Has Postgres say which of the new versions a shape selects. */
   async judge(shape) {
     const { table } = shape
@@ -85,8 +102,9 @@ export class Truth {
   }
 
   /**
-   * Walks a shape through its history: calls `visit(position, rows)` after each transaction that touched the table, in order,
-   * where `rows` maps a key (or a whole row, without one) to a line.
+   * Walks a shape through its history: before each transaction that touched the table, in order, gives { position, rows }:
+   * the transaction's position, and the rows up to there, a map from key (or whole row, without one) to line. At the end
+   * `position` is undefined. The map is the same one each time.
    */
   *states(shape) {
     const { table, columns, selected } = shape
@@ -95,6 +113,7 @@ export class Truth {
     const changes = table.changes
     for (let i = 0; i < changes.length;) {
       const { position } = changes[i]
+      yield { position, rows }
       const touched = new Set()
       for (; i < changes.length && changes[i].position === position; i++) {
         const change = changes[i]
@@ -108,8 +127,8 @@ export class Truth {
         if (lines.length === 0) rows.delete(key)
         else rows.set(key, lines[0][0].line(columns))
       }
-      yield { position, rows, touched }
     }
+    yield { position: undefined, rows }
   }
 }
 

@@ -61,7 +61,7 @@ export const ownTypes = `
 
 /** A value for a column, as SQL; null now and then. */
 export function anyValue(random, { type, literals, extra = [], required }) {
-  if (!required && random.chance(0.15)) return 'null'
+  if (!required && random.chance(0.15)) return `null::${type.replace(/ collate .*/, '')}`
   const value = extra.length > 0 && random.chance(0.12) ? random.pick(extra) : random.pick(literals)
   return `${/^-/.test(value) ? quote(value) : value}::${type.replace(/ collate .*/, '')}`
 }
