@@ -18,7 +18,7 @@ class Clause {
   params = []
 
   constructor(random, table) {
-    Object.assign(this, { random, table })
+    Object.assign(this, { random, table, columns: [...table.columns, ...table.computed] })
   }
 
   /** One of the list; a function is called only when it is the one. */
@@ -28,7 +28,7 @@ class Clause {
   }
 
   column(...kinds) {
-    const fitting = this.table.columns.filter(({ kind }) => kinds.length === 0 || kinds.includes(kind))
+    const fitting = this.columns.filter(({ kind }) => kinds.length === 0 || kinds.includes(kind))
     return fitting.length > 0 ? this.random.pick(fitting) : undefined
   }
 
@@ -48,7 +48,7 @@ class Clause {
       this.params.push(literal.startsWith("'") ? literal.slice(1, -1).replaceAll("''", "'") : literal)
       return `$${this.params.length}::${type}`
     }
-    return how < 0.5 && !literal.startsWith('-') && type !== 'pair' ? literal : `${literal.startsWith('-') ? quote(literal) : literal}::${type}`
+    return how < 0.5 && !literal.startsWith('-') && !type.startsWith('pair') ? literal : `${literal.startsWith('-') ? quote(literal) : literal}::${type}`
   }
 
   bool(depth) {
@@ -65,6 +65,7 @@ class Clause {
 
   leaf() {
     const column = this.column()
+    if (column.kind === 'none') return this.nullTest(column)
     const any = [() => this.comparison(column), () => this.comparison(column), () => this.list(column), () => this.nullTest(column)]
     const own = this.special(column)
     return (own && this.random.chance(0.6) ? own : this.random.pick(any))()
@@ -72,7 +73,7 @@ class Clause {
 
   comparison(column) {
     const ref = this.ref(column)
-    const others = this.table.columns.filter((other) => other !== column && other.type === column.type)
+    const others = this.columns.filter((other) => other !== column && other.type === column.type)
     if (others.length > 0 && this.random.chance(0.3)) return `${ref} ${this.random.pick(comparisons)} ${this.ref(this.random.pick(others))}`
     const operator = this.random.pick(comparisons)
     if (this.random.chance(0.15)) return `${ref} ${this.pick('', 'not ')}between ${this.pick('', 'symmetric ')}${this.constant(column)} and ${this.constant(column)}`
@@ -84,7 +85,7 @@ class Clause {
     if (this.random.chance(0.15)) constants.push('null')
     const type = castOf(column)
     const list = constants.join(', ')
-    if (column.kind === 'array' || this.random.chance(0.5)) return `${this.ref(column)} ${this.pick('in', 'in', 'in', 'not in')} (${list})`
+    if (column.kind === 'array' || type.endsWith('[]') || this.random.chance(0.5)) return `${this.ref(column)} ${this.pick('in', 'in', 'in', 'not in')} (${list})`
     return `${this.ref(column)} ${this.pick('= any', '= any', '<> all', '< any', '>= all')} (array[${list}]::${type}[])`
   }
 

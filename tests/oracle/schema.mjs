@@ -11,6 +11,26 @@ const uuids = Array.from({ length: 40 }, (_, i) => quote(`00000000-0000-4000-800
 const int = (column, n) => ({ name: column, type: 'int4', kind: 'int', literals: numbers(n), required: true })
 const text = (column, type = 'text') => ({ name: column, type, kind: 'text', literals: keyTexts.map(quote), required: true })
 
+// Equal values that print in more than one way, and values that sort in ways of their own.
+const oddKeys = [
+  ['float8', 'float', ['0', "'-0'", '1', '1.5', "'NaN'", "'Infinity'", '-1', '1e20']],
+  ['char(6)', 'char', ['a', 'a ', 'A', '', 'b', 'äb', '"a"', 'a/b'].map(quote)],
+  ['interval', 'interval', ['1 day', '24 hours', '1 mon', '30 days', '0', '-1 day'].map(quote)],
+  ['timestamptz', 'timestamptz', ['2024-02-29 12:00+00', '2024-02-29 13:00+01', 'infinity', '1970-01-01 00:00+00'].map(quote)],
+  ['jsonb', 'jsonb', ['1', '1.0', '"a"', '{"a": 1}', '{"a": 1.0}', '[]', 'null'].map(quote)],
+  ['bytea', 'bytea', ['\\x', '\\x00', '\\xff', '\\x0001'].map(quote)],
+  ['bool', 'bool', ['true', 'false']],
+  ['mood', 'enum', ['sad', 'ok', 'happy', "it's"].map(quote)],
+  ['text[]', 'plain', ['{}', '{a}', '{A,b}', '{NULL}', '{"a/b"}'].map(quote)],
+  ['inet', 'plain', ['10.0.0.1', '10.0.0.1/8', '::1'].map(quote)],
+  ['label', 'text', ['a', 'A', 'b', 'äb', '%'].map(quote)],
+]
+
+function oddKey(random) {
+  const [type, kind, literals] = random.pick(oddKeys)
+  return { name: 'odd', type, base: type === 'label' ? 'text' : undefined, kind, literals, required: true }
+}
+
 /** Kinds of tables: what makes one, beside the columns that are dealt to it. */
 const kinds = [
   { table: 'plain', key: () => [int('id', 60)] },
@@ -20,9 +40,14 @@ const kinds = [
   { table: 'uuids', key: () => [{ name: 'u', type: 'uuid', kind: 'uuid', literals: uuids, required: true }] },
   { table: 'loose', key: () => [], keyless: true },
   { table: 'parted', key: () => [int('region', 6), int('id', 12)], partitioned: true },
-  { table: 'numbers', key: () => [{ name: 'n', type: 'numeric', kind: 'numeric', literals: ['0', '1', '1.5', '-2', '10', "'NaN'", ...numbers(30)], required: true }] },
+  { table: 'numbers', key: () => [{ name: 'n', type: 'numeric', kind: 'numeric', literals: ['0', '0.0', '1', '1.0', '1.00', '1.5', '-2', "'NaN'", ...numbers(30)], required: true }] },
+  { table: 'folded', key: () => [{ ...text('k', 'text collate loose'), kind: 'loose' }], generated: true },
+  { table: 'mixed', key: (random) => [oddKey(random), int('id', 3)] },
   { table: 'child', key: () => [int('id', 60)], references: true },
 ]
+
+// Stored, but computed: a shape may filter by it, and cannot have it.
+const computed = { name: 'twice', sql: '"twice"', type: 'int8', kind: 'int', literals: numbers(20) }
 
 const columnNames = ['v', 'Mixed Case', 'select', 'ünï', 'with "quotes"', 'a_b', 'x', 'y', 'z', 'w']
 
@@ -34,13 +59,13 @@ export function randomTables(random, share = 1) {
     return deck.pop()
   }
   return kinds.slice(0, Math.max(1, Math.round(kinds.length * share))).map((kind) => {
-    const keyColumns = kind.key()
+    const keyColumns = kind.key(random)
     const first = { name: 'grp', type: 'int4', kind: 'int', literals: numbers(10) }
     const others = [first, ...columnNames.slice(0, 5 + random.below(4)).map((column) => ({ ...deal(), name: column }))]
     if (kind.references) others.push({ name: 'plain_id', type: 'int4', kind: 'int', literals: numbers(60), reference: true })
     const columns = random.chance(0.5) ? [...keyColumns, ...others] : [...others.slice(0, 2), ...keyColumns, ...others.slice(2)]
     for (const column of columns) column.sql = name(column.name)
-    return { ...kind, sqlName: name(kind.table), columns, keyColumns, others, generated: [] }
+    return { ...kind, sqlName: name(kind.table), columns, keyColumns, others, computed: kind.generated ? [computed] : [] }
   })
 }
 
@@ -56,7 +81,7 @@ function tableSql(random, table) {
   const key = keyColumns.length > 0 ? [`primary key (${keyColumns.map(({ sql }) => sql).join(', ')})${deferrable ? ' deferrable' : ''}`] : []
   const definition = (column) => `${column.sql} ${column.type}${column.reference ? ' references plain on delete set null on update cascade' : ''}`
   const statements = [
-    `create table ${sqlName} (gone text, ${early.map(definition).concat(key).join(', ')})${partitioned ? ` partition by list (${keyColumns[0].sql})` : ''}`,
+    `create table ${sqlName} (gone text, ${early.map(definition).concat(table.computed.map(({ sql, type }) => `${sql} ${type} generated always as (grp::int8 * 2) stored`), key).join(', ')})${partitioned ? ` partition by list (${keyColumns[0].sql})` : ''}`,
     ...(partitioned ? partitions(table, early) : []),
     `alter table ${sqlName} drop column gone`,
     insertRows(random, table, early, 40),
@@ -67,6 +92,7 @@ function tableSql(random, table) {
   if (table.table === 'plain') statements.push(...siblings)
   // Added columns come last, as in the table.
   table.columns = [...early, ...late]
+  table.stored = [...early, ...table.computed, ...late]
   return statements.map((statement) => `${statement};`).join('\n')
 }
 

@@ -30,7 +30,7 @@ function shapeOf(random, table, where, params) {
       table: table.sqlName,
       where,
       ...Object.fromEntries(params.map((value, i) => [`params[${i + 1}]`, value])),
-      columns: columns === table.columns ? undefined : columns.map(({ sql }) => sql).join(','),
+      columns: columns === table.columns && table.computed.length === 0 ? undefined : columns.map(({ sql }) => sql).join(','),
       replica: full ? 'full' : undefined,
     },
   }

@@ -7,7 +7,7 @@ import { printing } from '../lib/types.mjs'
 /** SQL that makes the audit of the tables: one row per row change, with both versions as the table's row type. */
 export function auditSql(tables) {
   return ['create schema audit;', ...tables.map((table, i) => {
-    const row = (version) => `row(${table.columns.map(({ sql }) => `${version}.${sql}`).join(', ')})::${table.sqlName}`
+    const row = (version) => `row(${table.stored.map(({ sql }) => `${version}.${sql}`).join(', ')})::${table.sqlName}`
     table.audit = `audit.a${i}`
     return `
       create table ${table.audit} (seq bigserial, xid xid8 default pg_current_xact_id(), old ${table.sqlName}, new ${table.sqlName});
