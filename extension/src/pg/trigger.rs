@@ -77,9 +77,11 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
 }
 
 unsafe fn is_ours(trigger: *const pg_sys::Trigger) -> bool {
-    // SAFETY: a trigger's name is a C string.
-    let name = unsafe { std::ffi::CStr::from_ptr((*trigger).tgname) };
-    name.to_bytes().starts_with(TRIGGER_PREFIX.as_bytes())
+    // SAFETY: a trigger's name is a C string, which is read up to the first byte that differs, its end at the latest.
+    unsafe {
+        let name = (*trigger).tgname.cast::<u8>();
+        (TRIGGER_PREFIX.bytes().enumerate()).all(|(i, byte)| *name.add(i) == byte)
+    }
 }
 
 impl Change {
