@@ -95,8 +95,6 @@ export class Site {
 
   /** Waits until all that was committed has a position; returns the newest one. */
   async settled() {
-    const { rows } = await this.query('select gid from pg_prepared_xacts')
-    for (const { gid } of rows) await this.query(`${this.random.chance(0.5) ? 'commit' : 'rollback'} prepared '${gid}'`)
     await waitFor(async () => (await this.query('select pending = 0 done from shapefeed.status')).rows[0].done, { what: 'all is sequenced' })
     return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head)
   }
