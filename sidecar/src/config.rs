@@ -104,6 +104,11 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
 
+    /// Seconds after which a client that takes nothing of its answer is cut off.
+    #[arg(long, env = "SHAPEFEED_SEND_TIMEOUT", default_value_t = 60)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub send_timeout: u64,
+
     /// Bytes of recent operations that are kept in memory for live shapes.
     #[arg(long, env = "SHAPEFEED_TAIL_MAX_BYTES", default_value_t = 64 << 20)]
     pub tail_max_bytes: usize,
@@ -162,6 +167,11 @@ impl Config {
     /// How long a live request is held.
     pub fn hold(&self) -> Duration {
         Duration::from_millis(self.long_poll_timeout_ms)
+    }
+
+    /// How long a client may take nothing of its answer.
+    pub fn send_timeout(&self) -> Duration {
+        Duration::from_secs(self.send_timeout)
     }
 
     /// For `cache-control`.

@@ -31,6 +31,7 @@ mod sequencer;
 mod serve;
 mod snapshot;
 mod spool;
+mod stall;
 mod tail;
 mod tls;
 
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -54,6 +56,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::parse().checked();
     log_to_stderr(&config)?;
+    raise_file_limit();
     if let Some(dir) = &config.spool_dir {
         std::fs::create_dir_all(dir)?;
     }
@@ -73,8 +76,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    // The pool warns of every connection that a restart of the database closed.
-    let filter = EnvFilter::try_new(format!("deadpool=error,{}", config.log_level))?;
+    // The pool warns of every connection that a restart of the database closed, and HTTP/2 tells of each header, the
+    // URL with its secret included.
+    let filter = EnvFilter::try_new(format!("deadpool=error,h2=warn,{}", config.log_level))?;
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -85,6 +89,18 @@ fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// Each client is an open file, and the usual limit is meant for programs that may use select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn sweep(app: Arc<App>) {

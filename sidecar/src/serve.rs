@@ -12,12 +12,13 @@ use tower::ServiceExt;
 
 use crate::app::App;
 use crate::rejection::Rejecting;
-use crate::router::{normalize, router};
+use crate::router::{MAX_URL_BYTES, normalize, router};
+use crate::stall::Impatient;
 
 /// An idle connection is kept at least as long as proxies keep theirs (60 s), so that none sends into a reset.
 const IDLE: Duration = Duration::from_secs(180);
-/// Room for a request line that is refused with an answer, not by a reset.
-const HEAD_BYTES: usize = 1 << 20;
+/// Bound of what is kept of a request's head, and of an answer that its client does not take.
+const BUFFER_BYTES: usize = 2 * MAX_URL_BYTES;
 /// Bound of a request's headers over HTTP/2.
 const HEADER_LIST_BYTES: u32 = 128 << 10;
 /// How long answers that are being sent may take after a stop.
@@ -33,7 +34,7 @@ pub async fn serve(listener: TcpListener, app: Arc<App>) {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
-        .max_buf_size(HEAD_BYTES);
+        .max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -44,8 +45,8 @@ pub async fn serve(listener: TcpListener, app: Arc<App>) {
             stream = accept(&listener) => stream,
             () = app.shutdown.cancelled() => break,
         };
-        let connection =
-            builder.serve_connection(TokioIo::new(Rejecting::new(stream)), service.clone());
+        let stream = Rejecting::new(Impatient::new(stream, app.config.send_timeout()));
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
         let watched = connections.watch(connection.into_owned());
         tokio::spawn(async move {
             if let Err(error) = watched.await {

@@ -42,11 +42,14 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
 unsafe extern "C-unwind" fn subtransaction_event(
     event: pg_sys::SubXactEvent::Type,
     subtransaction: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
     _arg: *mut c_void,
 ) {
-    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        capture::roll_back_to(subtransaction);
+    use pg_sys::SubXactEvent::*;
+    match event {
+        SUBXACT_EVENT_ABORT_SUB => capture::roll_back_to(subtransaction),
+        SUBXACT_EVENT_COMMIT_SUB => capture::keep_in_parent(subtransaction, parent),
+        _ => {}
     }
 }
 
@@ -58,8 +61,11 @@ unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relid: Oid) {
 
 /// The subtransaction that runs; 1 is the top.
 pub fn subtransaction() -> u32 {
-    // SAFETY: reads a variable of the transaction state.
-    unsafe { pg_sys::GetCurrentSubTransactionId() }
+    // pgrx's declaration catches errors, which costs more than the call, and this is asked for each captured row.
+    unsafe extern "C" {
+        safe fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
+    GetCurrentSubTransactionId()
 }
 
 /// Id of the top-level transaction, with its epoch; assigned now if it has none.

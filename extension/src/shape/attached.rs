@@ -147,16 +147,12 @@ impl Attached {
     /// Detaches what ends at a position, and says what that was.
     pub fn end(&mut self, ends: &[End], position: i64) -> Vec<Ended> {
         let mut all = Vec::new();
-        for End {
-            relid,
-            shape: hash,
-            reason,
-        } in ends
-        {
+        for end in ends {
             for group in self.groups.values_mut() {
-                let whole = relid.is_some_and(|relid| group.family.has(relid));
-                let is_it = |shape: &Shape| whole || hash.as_ref() == Some(&shape.definition.hash);
-                all.extend(group.end(is_it, &self.heads, position, reason));
+                let whole = end.concerns(&group.family);
+                let is_it =
+                    |shape: &Shape| whole || end.shape.as_ref() == Some(&shape.definition.hash);
+                all.extend(group.end(is_it, &self.heads, position, &end.reason));
             }
         }
         self.groups.retain(|_, group| !group.filters.is_empty());

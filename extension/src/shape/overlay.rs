@@ -57,8 +57,7 @@ impl Filter {
 
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
-    end.relid.is_some_and(|relid| family.has(relid))
-        || end.shape.as_deref() == Some(&definition.hash)
+    end.concerns(family) || end.shape.as_deref() == Some(&definition.hash)
 }
 
 /// The error for a shape whose handles ended.

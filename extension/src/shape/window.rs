@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use pgrx::pg_sys::Oid;
 use serde::Deserialize;
 
+use super::family::Family;
 use crate::capture::layout::Layout;
 use crate::error::Result;
 use crate::guc::RING_MEMBERS;
@@ -57,6 +58,18 @@ pub struct End {
     /// Why.
     #[serde(default)]
     pub reason: String,
+}
+
+impl End {
+    /// It ends the epoch of a table with this family. That one relation of the family was tracked takes nothing away
+    /// from the others: those among them that were captured before go on being captured.
+    pub fn concerns(&self, family: &Family) -> bool {
+        match self.relid {
+            Some(relid) if self.reason == "track" => relid == family.relid,
+            Some(relid) => family.has(relid),
+            None => false,
+        }
+    }
 }
 
 /// What of a transaction's chunks is needed to apply it.
