@@ -110,7 +110,8 @@ impl LiveShape {
         }
         match state.tail.read(from, max_bytes) {
             Read::Behind => Seen::Behind,
-            Read::Nothing => Seen::Nothing(evaluated),
+            // Operations show before the feed has reported their whole stretch: who has them may be ahead of it.
+            Read::Nothing => Seen::Nothing(evaluated.max(from.position())),
             Read::Operations(operations) => Seen::Operations(operations),
         }
     }
@@ -333,6 +334,8 @@ mod tests {
         guest.set_placed(5, attachment);
         assert!(matches!(seen(&guest, 10, 5, 12), Seen::Nothing(12)));
         assert!(matches!(seen(&guest, 13, 5, 12), Seen::Unchecked(_)));
+        let ahead = shape.read(Place::after(13), 5, Some(attachment), 12, MAX);
+        assert!(matches!(ahead, Seen::Nothing(13)));
         assert!(matches!(seen(&guest, 9, 5, 12), Seen::Behind));
         shape.push(13, 1, Bytes::from_static(b"x"), true);
         assert!(matches!(seen(&guest, 10, 5, 13), Seen::Operations(_)));
