@@ -11,6 +11,7 @@ use super::attached::Attached;
 use super::definition::Definition;
 use super::pass::{self, Row};
 use super::place;
+use super::resolve::Resolver;
 use super::window::Log;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
@@ -33,8 +34,9 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     let mut attached = FEED.take().unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
     drop(log);
-    for (id, definition) in ids.into_iter().zip(definitions) {
-        attached.add(id, definition, head);
+    let mut resolver = Resolver::default();
+    for (id, definition) in ids.into_iter().zip(&definitions) {
+        attached.add(id, definition, head, &mut resolver);
     }
     let position = attached.position;
     FEED.set(Some(attached));
