@@ -92,6 +92,26 @@ impl Typed {
     }
 }
 
+/// The texts of an array of jsonb.
+pub fn texts_of_jsonb(array: pgrx::AnyArray) -> Vec<String> {
+    // SAFETY: the caller's SQL signature says that it is an array of jsonb; each element is one, not null.
+    unsafe {
+        let array = Typed::new(array.datum(), pg_sys::JSONBARRAYOID, -1, false);
+        let text = |element: Typed| {
+            let jsonb = pg_sys::pg_detoast_datum(element.value.cast_mut_ptr());
+            let size = pgrx::varsize_any(jsonb) as i32;
+            let container = &raw mut (*jsonb.cast::<pg_sys::Jsonb>()).root;
+            let text = pg_sys::JsonbToCString(std::ptr::null_mut(), container, size);
+            let copy = std::ffi::CStr::from_ptr(text)
+                .to_string_lossy()
+                .into_owned();
+            pg_sys::pfree(text.cast());
+            copy
+        };
+        array.elements().into_iter().map(text).collect()
+    }
+}
+
 /// A value of an integer type of this many bytes, whatever its upper bits are.
 pub fn integer(value: Datum, length: i16) -> i64 {
     match length {

@@ -1,6 +1,7 @@
 //! The shapes that a sidecar has attached in this session, grouped by what they have in common.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::definition::Definition;
 use super::group::Group;
@@ -60,11 +61,11 @@ impl Attached {
         };
         let groups = &mut self.groups;
         let outcome = resolver.resolve(asked, |lifted| {
-            if !groups.contains_key(&definition.relid) {
-                groups.insert(definition.relid, Group::new(definition)?);
-            }
-            let group = groups.get_mut(&definition.relid);
-            group.expect("it is there").add(id, definition, lifted)
+            let group = match groups.entry(definition.relid) {
+                Entry::Occupied(group) => group.into_mut(),
+                Entry::Vacant(place) => place.insert(Group::new(definition)?),
+            };
+            group.add(id, definition, lifted)
         });
         match outcome {
             Ok(clause) => {

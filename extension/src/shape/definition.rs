@@ -62,8 +62,8 @@ pub struct Definition {
     /// The table and the partitions below it.
     #[serde(default)]
     pub relids: Vec<u32>,
-    /// The `electric-schema` header.
-    #[serde(default)]
+    /// The `electric-schema` header; nobody asks for it again.
+    #[serde(skip_deserializing)]
     pub schema_header: Value,
     /// Is the table captured?
     #[serde(default)]
@@ -73,6 +73,15 @@ pub struct Definition {
 impl Definition {
     /// Reads a definition that `shapefeed._define` gave out.
     pub fn from_jsonb(jsonb: JsonB) -> Result<Definition> {
+        Definition::checked(serde_json::from_value(jsonb.0))
+    }
+
+    /// The same, from its text.
+    pub fn from_text(text: &str) -> Result<Definition> {
+        Definition::checked(serde_json::from_str(text))
+    }
+
+    fn checked(definition: serde_json::Result<Definition>) -> Result<Definition> {
         let invalid = |why: String| {
             Error::Sql(
                 ERRCODE_INVALID_PARAMETER_VALUE,
@@ -80,8 +89,7 @@ impl Definition {
                 "",
             )
         };
-        let definition: Definition =
-            serde_json::from_value(jsonb.0).map_err(|error| invalid(error.to_string()))?;
+        let definition = definition.map_err(|error| invalid(error.to_string()))?;
         if definition.hash != definition.digest() {
             return Err(invalid("its hash is of another one".into()));
         }

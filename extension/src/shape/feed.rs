@@ -4,7 +4,8 @@
 
 use std::cell::RefCell;
 
-use pgrx::JsonB;
+use pgrx::AnyArray;
+use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 use super::attached::Attached;
@@ -15,6 +16,7 @@ use super::resolve::Resolver;
 use super::window::Log;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
+use crate::pg::values::texts_of_jsonb;
 use crate::pg::{error, invalidation};
 
 thread_local! {
@@ -45,12 +47,16 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
 
 /// `shapefeed._attach`: has the feed tell of these shapes, too.
 #[pg_extern(sql = false)]
-fn _attach(ids: Vec<i32>, definitions: Vec<JsonB>) -> i64 {
-    let definitions = definitions
+fn _attach(ids: Vec<i32>, definitions: AnyArray) -> i64 {
+    let definitions = texts_of_jsonb(definitions)
         .into_iter()
-        .map(Definition::from_jsonb)
+        .map(|text| Definition::from_text(&text))
         .collect::<Result<Vec<_>>>()
         .or_raise();
+    if ids.len() != definitions.len() {
+        let message = "an id for each definition is expected, and no null".into();
+        Error::Sql(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, "").raise();
+    }
     attach(ids, definitions).or_raise()
 }
 

@@ -47,6 +47,7 @@ pub struct Group {
     pub scope: Scope,
     by_identity: HashMap<(u32, Rc<str>), u32>,
     by_text: HashMap<u64, u32>,
+    texts: Texts,
     free: Vec<u32>,
     free_templates: Vec<u32>,
     living: usize,
@@ -59,13 +60,47 @@ pub struct Clause {
     /// Index of its form.
     pub template: u32,
     /// Its constants, if they are needed to evaluate it.
-    pub constants: Option<Values>,
+    pub constants: Option<Box<Values>>,
     /// Who follows it.
-    pub shapes: Vec<Shape>,
+    pub shapes: Shapes,
     /// On a table without a key: what is needed to count its rows.
     pub keyless: Option<Box<Keyless>>,
-    /// Its text; None if every row is in.
-    pub text: Option<Box<str>>,
+    text: Text,
+}
+
+/// Where the text of a clause is; nowhere if every row is in.
+#[derive(Clone, Copy, Debug)]
+struct Text {
+    start: u32,
+    length: u32,
+}
+
+/// The texts of clauses, one after the other: each in memory of its own would leave holes everywhere.
+#[derive(Default)]
+struct Texts(String);
+
+impl Texts {
+    const NONE: Text = Text {
+        start: 0,
+        length: u32::MAX,
+    };
+
+    fn add(&mut self, text: Option<&str>) -> Text {
+        let Some(text) = text else {
+            return Texts::NONE;
+        };
+        let start = u32::try_from(self.0.len()).expect("fewer than 4 GB of clauses");
+        self.0.push_str(text);
+        Text {
+            start,
+            length: text.len() as u32,
+        }
+    }
+
+    fn get(&self, text: Text) -> Option<&str> {
+        let start = text.start as usize;
+        (text.length != u32::MAX).then(|| &self.0[start..start + text.length as usize])
+    }
 }
 
 /// What is needed to count the rows of a where clause.
@@ -85,6 +120,48 @@ impl Keyless {
             filter: Filter::new(definition)?,
             counts: None,
         }))
+    }
+}
+
+/// The shapes of a where clause; there is seldom more than one.
+#[derive(Clone, Debug)]
+pub enum Shapes {
+    /// One.
+    One([Shape; 1]),
+    /// Any other number.
+    #[allow(
+        clippy::box_collection,
+        reason = "seldom there: it should take little room where it is not"
+    )]
+    Many(Box<Vec<Shape>>),
+}
+
+impl std::ops::Deref for Shapes {
+    type Target = [Shape];
+
+    fn deref(&self) -> &[Shape] {
+        match self {
+            Shapes::One(one) => one,
+            Shapes::Many(many) => many,
+        }
+    }
+}
+
+impl Shapes {
+    fn push(&mut self, shape: Shape) {
+        match self {
+            Shapes::One([one]) => *self = Shapes::Many(Box::new(vec![*one, shape])),
+            Shapes::Many(many) => many.push(shape),
+        }
+    }
+
+    /// Keeps those for which `keep` says so.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Shape) -> bool) {
+        match self {
+            Shapes::One([one]) if keep(one) => {}
+            Shapes::One(_) => *self = Shapes::Many(Box::default()),
+            Shapes::Many(many) => many.retain(keep),
+        }
     }
 }
 
@@ -123,6 +200,7 @@ impl Group {
             scope: Scope::of(Oid::from_u32(definition.relid)),
             by_identity: HashMap::new(),
             by_text: HashMap::new(),
+            texts: Texts::default(),
             free: Vec::new(),
             free_templates: Vec::new(),
             living: 0,
@@ -171,9 +249,9 @@ impl Group {
         lifted: Option<&Lifted>,
         keyless: Option<Box<Keyless>>,
     ) -> u32 {
-        let number = self
-            .find(role, text)
-            .unwrap_or_else(|| self.add_clause(role, text, lifted, keyless));
+        let Some(number) = self.find(role, text) else {
+            return self.add_clause(shape, role, text, lifted, keyless);
+        };
         let clause = self.clauses[number as usize].as_mut();
         clause.expect("it is there").shapes.push(shape);
         number
@@ -202,12 +280,13 @@ impl Group {
     fn find(&self, role: u32, text: Option<&str>) -> Option<u32> {
         let number = *self.by_text.get(&hash(role, text))?;
         let clause = self.clauses[number as usize].as_ref()?;
-        let same = clause.text.as_deref() == text && self.template(clause).role == role;
+        let same = self.texts.get(clause.text) == text && self.template(clause).role == role;
         same.then_some(number)
     }
 
     fn add_clause(
         &mut self,
+        shape: Shape,
         role: u32,
         text: Option<&str>,
         lifted: Option<&Lifted>,
@@ -234,9 +313,12 @@ impl Group {
         }
         self.clauses[number as usize] = Some(Clause {
             template: of_template,
-            constants: template.residual.is_some().then(|| Values::copy(constants)),
-            text: text.map(Box::from),
-            shapes: Vec::with_capacity(1),
+            constants: template
+                .residual
+                .is_some()
+                .then(|| Box::new(Values::copy(constants))),
+            text: self.texts.add(text),
+            shapes: Shapes::One([shape]),
             keyless,
         });
         self.by_text.insert(hash(role, text), number);
@@ -297,7 +379,12 @@ impl Group {
         };
         self.living -= 1;
         self.dead += 1;
-        clause.shapes
+        clause.shapes.to_vec()
+    }
+
+    /// The text of a clause; None if every row is in.
+    pub fn text(&self, clause: &Clause) -> Option<&str> {
+        self.texts.get(clause.text)
     }
 
     /// No clause added later is of this template.
@@ -334,6 +421,11 @@ impl Group {
             self.templates[*number as usize] = None;
         }
         self.by_identity.retain(|_, number| used.contains(number));
+        let mut texts = Texts::default();
+        for clause in self.clauses.iter_mut().flatten() {
+            clause.text = texts.add(self.texts.get(clause.text));
+        }
+        self.texts = texts;
         self.dead = 0;
     }
 
@@ -344,8 +436,11 @@ impl Group {
             let Some(clause) = &mut self.clauses[number] else {
                 continue;
             };
-            let shapes = clause.shapes.extract_if(.., |shape| gone(shape));
-            ids.extend(shapes.map(|shape| shape.id));
+            clause.shapes.retain(|shape| {
+                let gone = gone(shape);
+                ids.extend(gone.then_some(shape.id));
+                !gone
+            });
             if clause.shapes.is_empty() {
                 self.bury(number as u32);
             }

@@ -96,7 +96,7 @@ impl Group {
 
     fn text_of(&self, clause: u32) -> Option<String> {
         let clause = self.clauses[clause as usize].as_ref();
-        clause.and_then(|clause| clause.text.as_deref().map(str::to_string))
+        clause.and_then(|clause| self.text(clause).map(str::to_string))
     }
 
     fn asked<'a>(&'a self, role: u32, selection: u32, text: Option<&'a str>) -> Asked<'a> {
@@ -164,7 +164,8 @@ impl Group {
                 continue;
             };
             let role = self.template(&clause).role;
-            let (text, keyless) = (clause.text.clone(), &mut clause.keyless);
+            let text = self.text(&clause).map(str::to_string);
+            let keyless = &mut clause.keyless;
             clause.shapes.retain(|shape| {
                 let asked = self.asked(role, shape.selection, text.as_deref());
                 let outcome = resolver.resolve(asked, |_| {

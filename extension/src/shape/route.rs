@@ -35,6 +35,15 @@ impl Hit {
         }
     }
 
+    fn row_of(self, effects: &[Effect]) -> Option<&Row> {
+        let effect = &effects[self.effect()];
+        if self.is_after() {
+            effect.after.as_ref()
+        } else {
+            effect.before.as_ref()
+        }
+    }
+
     fn is_after(self) -> bool {
         self.side % 2 == 1
     }
@@ -153,14 +162,11 @@ impl Group {
     /// Evaluates clauses of one role, as which the caller acts. May raise an error.
     pub fn evaluate(&mut self, work: &[Work], candidates: &[Hit], effects: &[Effect]) -> Vec<Hit> {
         let mut hits = Vec::new();
-        for Work {
-            clause: number,
-            candidates: (from, to),
-            ..
-        } in work
-        {
+        let all: Vec<(u32, &Row)> = rows(effects).collect();
+        let (all_sides, all_rows): (Vec<u32>, Vec<&Row>) = all.into_iter().unzip();
+        for work in work {
             pgrx::check_for_interrupts!();
-            let Some(clause) = &self.clauses[*number as usize] else {
+            let Some(clause) = &self.clauses[work.clause as usize] else {
                 continue;
             };
             let template = self.templates[clause.template as usize].as_ref();
@@ -168,27 +174,24 @@ impl Group {
                 continue;
             };
             let scope = &mut self.scope;
-            scope.set_constants(residual, clause.constants.as_ref());
-            let mut ask = |side: u32, row: &Row| {
-                if scope.matches(residual, row) {
-                    hits.push(Hit {
-                        clause: *number,
-                        side,
-                    });
-                }
-            };
-            if *to == 0 {
-                rows(effects).for_each(|(side, row)| ask(side, row));
-            }
-            for hit in &candidates[*from as usize..*to as usize] {
-                let effect = &effects[hit.effect()];
-                let row = if hit.is_after() {
-                    &effect.after
-                } else {
-                    &effect.before
+            scope.set_constants(residual, clause.constants.as_deref());
+            let (from, to) = work.candidates;
+            let mut add = |sides: &[u32], answers: Vec<bool>| {
+                let of_clause = |(side, _): (&u32, bool)| Hit {
+                    clause: work.clause,
+                    side: *side,
                 };
-                row.iter().for_each(|row| ask(hit.side, row));
+                let found = sides.iter().zip(answers).filter(|(_, is_in)| *is_in);
+                hits.extend(found.map(of_clause));
+            };
+            if to == 0 {
+                add(&all_sides, scope.matches(residual, &all_rows));
+                continue;
             }
+            let found = candidates[from as usize..to as usize].iter();
+            let found = found.filter_map(|hit| Some((hit.side, hit.row_of(effects)?)));
+            let (sides, rows): (Vec<u32>, Vec<&Row>) = found.unzip();
+            add(&sides, scope.matches(residual, &rows));
         }
         hits
     }

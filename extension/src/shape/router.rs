@@ -38,6 +38,10 @@ struct Entry {
 /// Clauses with the same constants; there is seldom more than one.
 struct Clauses {
     first: u32,
+    #[allow(
+        clippy::box_collection,
+        reason = "seldom there: it should take little room where it is not"
+    )]
     more: Option<Box<Vec<u32>>>,
 }
 

@@ -144,35 +144,41 @@ impl Scope {
         }
     }
 
-    /// Is this row in? False and null are out. The columns that are read have been fetched. Call it inside the role that
-    /// the conditions were compiled in.
-    pub fn matches(&mut self, compiled: &Compiled, row: &Row) -> bool {
+    /// Which of these rows are in? False and null are out. The columns that are read have been fetched. Call it inside the
+    /// role that the conditions were compiled in.
+    pub fn matches(&mut self, compiled: &Compiled, rows: &[&Row]) -> Vec<bool> {
         let (state, slot, context) = (compiled.state, self.slot, self.context);
-        let (values, nulls) = row.columns();
-        // SAFETY: ExecStoreVirtualTuple() of the row's own arrays, which are as long as the descriptor says, and
-        // ExecEvalExprSwitchContext(), in one guard: no value with a destructor lives inside it. The slot is read no more
-        // after this; the answer is passed by value.
+        let mut answers = vec![false; rows.len()];
+        let answer = answers.as_mut_ptr();
+        // SAFETY: ExecStoreVirtualTuple() of each row's own arrays, which are as long as the descriptor says, and
+        // ExecEvalExprSwitchContext(), in one guard: no value with a destructor is made inside it. The slot is read no more
+        // after this; an answer is passed by value, and there is room for as many as there are rows.
         unsafe {
             let memory = (*context).ecxt_per_tuple_memory;
             let Some(evaluate) = (*state).evalfunc else {
-                return false;
+                return answers;
             };
-            (*slot).tts_values = values.as_ptr().cast_mut();
-            (*slot).tts_isnull = nulls.as_ptr().cast_mut();
-            (*slot).tts_nvalid = values.len() as i16;
-            (*slot).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
             let outer = pg_sys::CurrentMemoryContext;
-            let answer = pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                let mut is_null = false;
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 pg_sys::CurrentMemoryContext = memory;
-                let value = evaluate(state, context, &mut is_null);
+                for (place, row) in rows.iter().enumerate() {
+                    let (values, nulls) = row.columns();
+                    (*slot).tts_values = values.as_ptr().cast_mut();
+                    (*slot).tts_isnull = nulls.as_ptr().cast_mut();
+                    (*slot).tts_nvalid = values.len() as i16;
+                    (*slot).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
+                    let mut is_null = false;
+                    let value = evaluate(state, context, &mut is_null);
+                    *answer.add(place) = !is_null && value.value() != 0;
+                    if !(*memory).isReset || !(*memory).firstchild.is_null() {
+                        raw::MemoryContextReset(memory);
+                    }
+                }
                 pg_sys::CurrentMemoryContext = outer;
-                raw::MemoryContextReset(memory);
-                !is_null && value.value() != 0
             });
             pg_sys::CurrentMemoryContext = outer;
-            answer
         }
+        answers
     }
 }
 
@@ -219,6 +225,6 @@ impl Predicate {
 
     /// Is this row in? As for [`Scope::matches`].
     pub fn matches(&mut self, row: &Row) -> bool {
-        self.scope.matches(&self.compiled, row)
+        self.scope.matches(&self.compiled, &[row])[0]
     }
 }
