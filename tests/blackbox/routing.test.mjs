@@ -241,6 +241,57 @@ test('what is compiled is dropped when what it is made of changes', async () => 
   await feed.end()
 })
 
+test('explain_shape says of 1,000 random rows what SELECT says', async () => {
+  const random = randomFrom(seed + 1)
+  const { client } = site
+  await client.query('delete from r')
+  for (let id = 1; id <= 1000; id++) {
+    const some = columns.filter(() => random.chance(0.8))
+    await client.query(`insert into r (${['id', ...some]}) values (${[id, ...some.map((c) => random.pick(values[c]))]})`)
+  }
+  const more = conditions(random)
+  const results = { in: 0, 'not in': 0 }
+  for (let id = 1; id <= 1000;) {
+    const clause = more.next()
+    if (!(await define(client, clause))) continue
+    const { rows: is } = await client.query(`select id from r where ${clause}`)
+    const isIn = new Set(is.map((row) => row.id))
+    for (const last = id + 9; id <= last; id++) { // ten rows each: it is the where clauses that differ
+      const { rows } = await client.query("select * from shapefeed.explain_shape('r', $1, key => $2)", [clause, [String(id)]])
+      const { step, result } = rows.at(-1)
+      assert.equal(step, 'row')
+      assert.equal(result, isIn.has(id) ? 'in' : 'not in', `${clause} of ${id}: ${JSON.stringify(rows)}`)
+      const all = rows.filter((row) => row.step === 'evaluate').every((row) => row.result === 'true') && rows[0].result === 'found'
+      assert.equal(all, isIn.has(id), `${clause} of ${id}: ${JSON.stringify(rows)}`)
+      results[result]++
+    }
+  }
+  assert.ok(results.in > 100 && results['not in'] > 100, JSON.stringify(results))
+})
+
+test('explain_shape names index entries and conditions, to whoever may SELECT', async () => {
+  await site.sql(`create table explained (id int primary key, company int, status text, secret text);
+    insert into explained values (1, 7, 'open', 's'), (2, 7, 'done', 's'), (3, 8, 'open', 's');
+    create role reader login; grant select (id, company, status) on explained to reader;`)
+  const reader = await site.database.connect({ user: 'reader' })
+  const explain = async (clause, key) => (await reader.query(
+    "select * from shapefeed.explain_shape('explained', $1, columns => '{id}', key => $2)", [clause, key])).rows
+  const lines = (rows) => rows.map(({ step, condition, result }) => [step, condition, result])
+  const both = "company = 7 and status like 'o%'"
+  assert.deepEqual(lines(await explain(both, ['1'])), [['index', `"company" = '7'`, 'found'], ['evaluate', "(status ~~ 'o%'::text)", 'true'], ['row', '1', 'in']])
+  assert.deepEqual(lines(await explain(both, ['2'])).slice(1), [['evaluate', "(status ~~ 'o%'::text)", 'not true'], ['row', '2', 'not in']])
+  assert.deepEqual(lines(await explain(both, ['3']))[0], ['index', `"company" = '7'`, 'not found'])
+  assert.deepEqual(lines(await explain(both, ['4'])).at(-1), ['row', '4', 'no such row'])
+  const measured = await explain(both)
+  assert.deepEqual(lines(measured), [['index', `"company" = '7'`, null], ['evaluate', "(status ~~ 'o%'::text)", null]])
+  assert.ok(measured.every(({ cost_ns: cost }) => cost > 0 && cost < 1e6), JSON.stringify(measured))
+  assert.deepEqual(lines(await explain("company in (7, 9) or status = 'x'")).map(([, condition]) => condition), [`"company" = ANY ('{7,9}')`, `"status" = 'x'`])
+  assert.deepEqual(lines(await explain('company > 7')), [['no index', null, null], ['evaluate', '(company > 7)', null]])
+  assert.deepEqual(lines(await explain(null)), [['every row', null, null]])
+  await assert.rejects(explain("secret = 's'", ['1']), /permission denied/)
+  await reader.end()
+})
+
 test('lists of 10,000', async () => {
   const list = Array.from({ length: 10_000 }, (_, i) => 7 * i).join(',')
   await define(site.client, `i4 in (1, ${list})`) // the catalogs are in the cache

@@ -15,10 +15,10 @@ mod tree;
 
 pub use access::{Access, By, Comparison, Part};
 pub use key::Key;
-use parse::columns;
 pub use parse::{Where, analyze, reanalyze};
+use parse::{columns, deparse};
 pub use predicate::{Compiled, Predicate, Scope};
-pub use template::Lifted;
+pub use template::{Condition, Lifted};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
 #[derive(Debug)]

@@ -61,6 +61,18 @@ impl Row {
         self.leaf
     }
 
+    /// A row of values that somebody else keeps.
+    pub(super) fn new(values: Vec<Datum>, nulls: Vec<bool>) -> Row {
+        Row {
+            values,
+            nulls,
+            leaf: 0,
+            _bytes: Vec::new(),
+            owned: Vec::new(),
+            external: false,
+        }
+    }
+
     /// Its columns: values, and which are NULL.
     pub(super) fn columns(&self) -> (&[Datum], &[bool]) {
         (&self.values, &self.nulls)

@@ -59,6 +59,19 @@ impl Typed {
         }
     }
 
+    /// Its text.
+    pub fn text(&self) -> String {
+        let (mut function, mut is_varlena) = (Oid::INVALID, false);
+        // SAFETY: the output function of the value's type; it returns a C string.
+        unsafe {
+            pg_sys::getTypeOutputInfo(self.type_oid, &mut function, &mut is_varlena);
+            let text = pg_sys::OidOutputFunctionCall(function, self.value);
+            std::ffi::CStr::from_ptr(text)
+                .to_string_lossy()
+                .into_owned()
+        }
+    }
+
     /// Is it an array?
     pub fn is_array(&self) -> bool {
         // SAFETY: reads the catalog cache.

@@ -35,4 +35,5 @@ pub mod router;
 pub mod share;
 pub mod template;
 
+pub mod explain;
 pub mod inspect;

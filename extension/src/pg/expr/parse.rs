@@ -313,7 +313,7 @@ unsafe fn is_true(tree: *mut Node) -> bool {
     }
 }
 
-unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
+pub(super) unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
     let name = CString::new(relation.name()).unwrap_or_default();
     // SAFETY: the expression's Vars have varno 1, which is what deparse_context_for() names.
     unsafe {

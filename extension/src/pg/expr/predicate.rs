@@ -41,7 +41,7 @@ impl Compiled {
 
     /// # Safety
     /// `quals` are analyzed and folded expressions; their Params have these types.
-    unsafe fn new(quals: &[*mut Node], types: Vec<Oid>) -> Compiled {
+    pub(super) unsafe fn new(quals: &[*mut Node], types: Vec<Oid>) -> Compiled {
         // SAFETY: what the executor keeps is allocated in a context that lives until drop; ExecInitQual() without a parent
         // plan node needs nothing else.
         unsafe {

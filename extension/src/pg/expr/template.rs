@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use super::super::list::cells;
 use super::super::values::Typed;
 use super::access::{self, Access, Plan};
-use super::{Where, columns, tree};
+use super::{Compiled, Where, columns, deparse, tree};
 
 /// A where clause, taken apart. It points into the memory that the clause was analyzed in.
 #[derive(Debug)]
@@ -56,6 +56,12 @@ impl Where {
 
     /// The clause whole: what it is found by comes first, so that it raises errors for no other row than its template.
     pub(super) fn whole(&self) -> Vec<*mut Node> {
+        let (found, rest) = self.split();
+        [found, rest].concat()
+    }
+
+    /// The clause's conjuncts: those that an index answers, and what is evaluated besides.
+    fn split(&self) -> (Vec<*mut Node>, Vec<*mut Node>) {
         // SAFETY: as above.
         unsafe {
             let quals = conjuncts(self.tree);
@@ -64,14 +70,39 @@ impl Where {
                 .map(|qual| lift(*qual, &mut Vec::new()))
                 .collect();
             let Some(plan) = access::plan(&lifted) else {
-                return quals;
+                return (Vec::new(), quals);
             };
-            let is_last = |place: &usize| plan.residual.contains(&lifted[*place]);
-            let (last, mut order): (Vec<_>, Vec<_>) = (0..quals.len()).partition(is_last);
-            order.extend(last);
-            order.into_iter().map(|place| quals[place]).collect()
+            let is_found = |place: &usize| !plan.residual.contains(&lifted[*place]);
+            let (found, rest): (Vec<_>, Vec<_>) = (0..quals.len()).partition(is_found);
+            let pick = |places: Vec<usize>| places.into_iter().map(|place| quals[place]).collect();
+            (pick(found), pick(rest))
         }
     }
+
+    /// What is evaluated for each row that is found, condition by condition.
+    pub fn conditions(&self, relid: pg_sys::Oid) -> Vec<Condition> {
+        if self.lift().is_covered() {
+            return Vec::new();
+        }
+        let condition = |qual| {
+            // SAFETY: an analyzed and folded expression on this relation, which is locked, without Params.
+            unsafe {
+                Condition {
+                    text: deparse(qual, &pgrx::PgRelation::open(relid)),
+                    compiled: Compiled::new(&[qual], Vec::new()),
+                }
+            }
+        };
+        self.split().1.into_iter().map(condition).collect()
+    }
+}
+
+/// One condition of a where clause.
+pub struct Condition {
+    /// Its text.
+    pub text: String,
+    /// What evaluates it; it has no constants to be set.
+    pub compiled: Compiled,
 }
 
 impl Lifted {
@@ -89,6 +120,21 @@ impl Lifted {
             .iter()
             .flat_map(|qual| unsafe { columns(*qual) });
         numbers.map(|number| number as usize - 1).collect()
+    }
+
+    /// The index entries by which rows are found; `name` names a column.
+    pub fn entries(&self, name: impl Fn(usize) -> String) -> Vec<String> {
+        let part = |part: &access::Part| {
+            let value = self.constants[part.constant].text();
+            let column = name(part.comparison.column);
+            if part.any {
+                format!("{column} = ANY ('{value}')")
+            } else {
+                format!("{column} = '{value}'")
+            }
+        };
+        let entry = |access: &Access| access.iter().map(part).collect::<Vec<_>>().join(" AND ");
+        self.accesses.iter().flatten().map(entry).collect()
     }
 
     /// A row that is found is in.
