@@ -232,6 +232,12 @@ test('what is compiled is dropped when what it is made of changes', async () => 
   assert.deepEqual(await told('insert into live values (3, 7, 5);'), [2, 3, 4])
   assert.deepEqual(await told('alter table live add column more int default 3; insert into live values (4, 7, 15);'), [1, 2, 3, 4])
   assert.deepEqual(await told('insert into live values (5, 7, 5);'), [2, 3, 4])
+  // The only shape of its template is away while its function changes.
+  await feed.query('select shapefeed._detach(array[2, 4])')
+  await site.sql('create or replace function steep(n int) returns bool language sql immutable set search_path = pg_catalog as \'select n > 10\'')
+  await drain(feed)
+  await attach(feed, [shapes[1], shapes[3]])
+  assert.deepEqual(await told('insert into live values (9, 7, 5);'), [3])
   // A column that a clause reads gets another type: its rows cannot be compared any more.
   await site.sql('alter table live alter company type bigint; insert into live values (6, 7, 15);')
   const ended = (await drain(feed)).filter(({ kind }) => kind === 'end').flatMap(({ ids }) => ids)

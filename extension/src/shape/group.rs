@@ -387,9 +387,9 @@ impl Group {
         self.texts.get(clause.text)
     }
 
-    /// No clause added later is of this template.
-    pub(super) fn forget_template(&mut self, number: u32) {
-        self.by_identity.retain(|_, other| *other != number);
+    /// Clauses that are added later are of other templates than those for which `keep` says no.
+    pub(super) fn keep_templates(&mut self, keep: impl Fn(u32) -> bool) {
+        self.by_identity.retain(|_, number| keep(*number));
     }
 
     /// Forgets clauses that are no more, once they are many.

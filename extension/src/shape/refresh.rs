@@ -42,7 +42,9 @@ impl Group {
         if self.key.is_empty() {
             self.refresh_keyless(resolver, &mut refreshed);
         } else {
-            for (template, (clause, selections)) in self.representatives() {
+            let representatives = self.representatives();
+            self.keep_templates(|template| representatives.contains_key(&template));
+            for (template, (clause, selections)) in representatives {
                 if !self.renew(resolver, template, clause, &selections) {
                     self.resolve_each(resolver, template, &mut refreshed);
                 }
@@ -127,7 +129,7 @@ impl Group {
             let followers = self.bury(number);
             shapes.extend(followers.into_iter().map(|shape| (text.clone(), shape)));
         }
-        self.forget_template(template);
+        self.keep_templates(|other| other != template);
         for (text, shape) in shapes {
             let text = text.as_deref();
             let (columns, _) = self.selections[shape.selection as usize].clone();

@@ -141,6 +141,8 @@ impl Scope {
                 };
             }
             (*self.context).ecxt_param_list_info = self.params;
+            // What the executor keeps with the state, such as hashed lists, lives as long as that.
+            (*self.context).ecxt_per_query_memory = compiled.memory;
         }
     }
 
