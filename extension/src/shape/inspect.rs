@@ -24,7 +24,7 @@ use crate::record::{Image, Record};
 use crate::sequence::order::Snapshot as Visible;
 
 /// A shape of the current user.
-fn define(
+pub(super) fn define(
     relation: Oid,
     clause: Option<String>,
     params: Option<Vec<Option<String>>>,
