@@ -108,6 +108,10 @@ async fn sweep(app: Arc<App>) {
     loop {
         tick.tick().await;
         app.snapshots.sweep();
+        // Clients that only get news move on to a newer handle, too.
+        if let Err(error) = app.recent_head().await {
+            tracing::debug!(cause = error.cause(), "no head");
+        }
     }
 }
 

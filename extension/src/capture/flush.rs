@@ -1,15 +1,17 @@
 //! Writing a transaction's changes to the log, packed into chunks of a few kB.
 //!
 //! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction), `tracked`
-//! (tables whose capture begins with it) and `layouts` (layouts that its records use and readers may not know).
+//! (tables whose capture begins with it), `layouts` (layouts that its records use and readers may not know) and `gaps`
+//! (tables whose changes are left out from here on because the log is full, see [`super::gap`]).
 
 use serde_json::{Map, Value};
 
 use super::buffer::{Buffer, NOTE, Spill};
+use super::gap::Gaps;
 use super::layout::Layout;
-use crate::guc;
+use super::{known, room};
 use crate::pg::log_tables::{ChangeRow, ChangeWriter};
-use crate::pg::xact;
+use crate::pg::{relation, xact};
 use crate::record::FORMAT_VERSION;
 
 /// Bytes of a chunk: with its row's header, four of them fit two pages even uncompressed.
@@ -28,21 +30,24 @@ pub fn flush<S: Spill>(
     before: Option<Flushed>,
     layouts: &[(u64, Layout)],
 ) -> Flushed {
-    let flushed = before.unwrap_or_else(|| Flushed {
-        member: ring_member(),
-        chunks: 0,
-    });
-    xact::with_transaction_snapshot(|| match ChangeWriter::open(flushed.member) {
-        Some(writer) => Packer::new(writer, flushed, layouts).pack(buffer),
+    xact::with_transaction_snapshot(|| match open(before) {
+        Some((writer, flushed)) => Packer::new(writer, flushed, layouts).pack(buffer),
         None => {
             pgrx::warning!("shapefeed's log is not there: changes are not captured");
-            flushed
+            before.unwrap_or(Flushed {
+                member: 0,
+                chunks: 0,
+            })
         }
     })
 }
 
-fn ring_member() -> usize {
-    (xact::clock_s() / guc::ring_interval_s()) as usize % guc::RING_MEMBERS
+fn open(before: Option<Flushed>) -> Option<(ChangeWriter, Flushed)> {
+    if let Some(before) = before {
+        return Some((ChangeWriter::open(before.member)?, before));
+    }
+    let (writer, member) = ChangeWriter::open_free(room::member())?;
+    Some((writer, Flushed { member, chunks: 0 }))
 }
 
 struct Packer {
@@ -56,6 +61,10 @@ struct Packer {
     relids: Vec<u32>,
     named: Vec<u32>,
     last_leaf: u32,
+    /// The log is full: records are left out.
+    full: bool,
+    /// Tables that records were left out of.
+    left_out: Vec<u32>,
 }
 
 impl Packer {
@@ -74,6 +83,8 @@ impl Packer {
             relids: Vec::new(),
             named: Vec::new(),
             last_leaf: 0,
+            full: room::is_full(),
+            left_out: Vec::new(),
         }
     }
 
@@ -82,23 +93,62 @@ impl Packer {
             Some((&NOTE, note)) => self.note(note),
             _ => self.record(entry),
         });
+        self.note_gaps();
         self.end_chunk();
         self.writer.finish();
         self.flushed
     }
 
     fn record(&mut self, record: &[u8]) {
+        let leaf = u32::from_le_bytes([record[1], record[2], record[3], record[4]]);
         if self.data.len() > 1 && self.data.len() + record.len() > CHUNK_BYTES {
             self.end_chunk();
+            self.full = self.full || room::is_full();
+        }
+        if self.full {
+            if !self.left_out.contains(&leaf) {
+                self.left_out.push(leaf);
+            }
+            return;
         }
         self.data.extend_from_slice(record);
-        let leaf = u32::from_le_bytes([record[1], record[2], record[3], record[4]]);
         if leaf != self.last_leaf {
             self.last_leaf = leaf;
-            for relid in super::known::relids(leaf) {
+            for relid in known::relids(leaf) {
                 self.name(relid);
             }
         }
+    }
+
+    /// Says of which tables records were left out, unless the log says so already.
+    fn note_gaps(&mut self) {
+        if self.left_out.is_empty() {
+            return;
+        }
+        let Some(mut gaps) = Gaps::open() else { return };
+        let mut relids: Vec<u32> = self
+            .left_out
+            .iter()
+            .flat_map(|&leaf| known::relids(leaf))
+            .collect();
+        relids.sort_unstable();
+        relids.dedup();
+        relids.retain(|&relid| gaps.add(relid, self.xid));
+        gaps.finish();
+        if relids.is_empty() {
+            return;
+        }
+        let mut note = super::end_note(&relids, "gap");
+        note["gaps"] = relids.as_slice().into();
+        self.note(note.to_string().as_bytes());
+        let tables: Vec<_> = relids
+            .iter()
+            .map(|&relid| relation::quoted_name(relid))
+            .collect();
+        pgrx::warning!(
+            "shapefeed's log is full: changes of {} are left out, and every shape on them ends",
+            tables.join(", ")
+        );
     }
 
     fn name(&mut self, relid: u32) {
@@ -147,6 +197,7 @@ impl Packer {
             data: &self.data,
         });
         self.flushed.chunks += 1;
+        room::spend(self.data.len());
         self.data.truncate(1);
         self.relids.clear();
     }

@@ -3,8 +3,10 @@
 
 pub mod buffer;
 pub mod flush;
+pub mod gap;
 pub mod known;
 pub mod layout;
+pub mod room;
 pub mod track;
 
 use std::cell::{Cell, RefCell};

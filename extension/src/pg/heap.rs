@@ -18,6 +18,11 @@ impl Writer {
         Writer { table, indexes }
     }
 
+    /// The table.
+    pub fn table(&self) -> &Relation {
+        &self.table
+    }
+
     /// Adds one row. (Not many at once: CatalogTuplesMultiInsertWithInfo() gives the index the TID of the tuple that it
     /// was handed, which is not the one stored when the row was compressed on its way.)
     pub fn insert(&mut self, values: &mut [Datum], nulls: &mut [bool]) {

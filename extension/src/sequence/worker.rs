@@ -1,5 +1,6 @@
 //! The sequencer of one database: a background worker that sleeps until a writer commits.
 
+use super::retain::{self, Outcome};
 use super::step::{Era, State, step};
 use crate::error::{Error, Result};
 use crate::pg::background::{self, Wake};
@@ -52,6 +53,7 @@ pub fn run(database: u32) {
 
 fn sequence_until_stopped(slot: &Slot) -> Stop {
     let mut state: Option<State> = None;
+    let mut retention = Retention::default();
     loop {
         if slot.paused_until_us.load(Ordering::Acquire) > xact::clock_us() {
             return Stop::Asked;
@@ -65,18 +67,87 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
             slot.publish_head(next.position);
         }
         state = Some(next);
-        if background::wait(IDLE_MS) == Wake::Stop {
+        let Some(pause_ms) = retention.look_if_time() else {
+            return Stop::NoExtension;
+        };
+        if background::wait(pause_ms.min(IDLE_MS)) == Wake::Stop {
             return Stop::Asked;
         }
     }
 }
 
-/// One step in the current transaction; None when the extension is gone.
-fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
+/// When the worker looks whether something of the log can be emptied.
+#[derive(Default)]
+struct Retention {
+    next_us: i64,
+    tries: u32,
+    warned_us: i64,
+}
+
+impl Retention {
+    /// Between two looks, and between two tries for a member that somebody uses.
+    const LOOK_MS: i64 = 1000;
+    const TRY_MS: i64 = 20;
+    /// Tries before readers of ours are cancelled.
+    const TRIES: u32 = 50;
+    /// Between two warnings about what keeps the log.
+    const WARN_US: i64 = 600_000_000;
+
+    /// Looks if it is time. Returns after how many milliseconds it will be again; None when the extension is gone.
+    fn look_if_time(&mut self) -> Option<i64> {
+        let now_us = xact::clock_us();
+        if now_us >= self.next_us {
+            let outcome = background::in_transaction(|| {
+                lock_extension()?;
+                Some(retain::look())
+            })?;
+            background::in_transaction(retain::close_gaps);
+            self.next_us = now_us + 1000 * self.pause_ms(outcome);
+        }
+        Some((self.next_us - now_us) / 1000)
+    }
+
+    fn pause_ms(&mut self, outcome: Outcome) -> i64 {
+        self.tries = match outcome {
+            Outcome::InUse(_) => self.tries + 1,
+            _ => 0,
+        };
+        match outcome {
+            Outcome::Rest => Self::LOOK_MS,
+            Outcome::Emptied => 0,
+            Outcome::InUse(member) if self.tries >= Self::TRIES => {
+                self.tries = 0;
+                self.make_way(member);
+                Self::LOOK_MS
+            }
+            Outcome::InUse(_) => Self::TRY_MS,
+        }
+    }
+
+    fn make_way(&mut self, member: usize) {
+        let now_us = xact::clock_us();
+        let holders = background::in_transaction(|| retain::make_way(member));
+        if !holders.is_empty() && now_us - self.warned_us > Self::WARN_US {
+            self.warned_us = now_us;
+            pgrx::warning!(
+                "shapefeed cannot drop the oldest changes, member {member} of its log: used by {}",
+                holders.join(", ")
+            );
+        }
+    }
+}
+
+/// Locks the extension for sequencing; None when it is gone.
+fn lock_extension() -> Option<pgrx::pg_sys::Oid> {
     let extension = relation::our_extension()?;
     database::lock_sequencing(extension);
     // Dropped while we waited for the lock?
-    relation::our_extension()?;
+    relation::our_extension()
+}
+
+/// One step in the current transaction; None when the extension is gone.
+fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
+    lock_extension()?;
     xact::with_latest_snapshot(|| {
         let loaded = if state.is_none() {
             Some(State::load())

@@ -105,6 +105,8 @@ pub struct Log {
     changes: Vec<Member>,
     commits: Vec<Member>,
     batches: Vec<Member>,
+    /// Positions up to which the log was emptied. Its lock says that one of shapefeed's own readers is at work.
+    floors: Option<Member>,
     copies: OnceCell<HashMap<(u32, u32), Place>>,
     memory: Context,
 }
@@ -123,6 +125,7 @@ impl Log {
             changes: open(Ring::Change),
             commits: open(Ring::Commit),
             batches: open(Ring::Batch),
+            floors: open_floors(),
             copies: OnceCell::new(),
             memory: Context::new(),
         }
@@ -151,30 +154,38 @@ impl Log {
     pub fn newest_batch_up_to(&self, position: i64) -> Option<Batch> {
         self.batches
             .iter()
-            .filter_map(|member| self.first_batch(member, position, Direction::Backward))
+            .filter_map(|member| self.newest_batch_of(member, position))
             .max_by_key(|b| b.position)
     }
 
-    /// The oldest batch that is still there.
-    pub fn oldest_batch(&self) -> Option<Batch> {
-        self.batches
-            .iter()
-            .filter_map(|member| self.first_batch(member, i64::MAX, Direction::Forward))
-            .min_by_key(|b| b.position)
+    /// The position from which the log is whole: the first end of a batch that retention has not passed.
+    pub fn floor(&self) -> Option<i64> {
+        let mut emptied_up_to = 0;
+        if let Some(floors) = &self.floors {
+            self.scan(floors, floors.key, &[], Direction::Backward, |row| {
+                emptied_up_to = row.get(1).expect("position is not null");
+                false
+            });
+        }
+        let first = |member: &Member| {
+            let mut found = None;
+            let from = [Key::int8_from(1, emptied_up_to)];
+            self.scan(member, member.key, &from, Direction::Forward, |row| {
+                found = row.get::<i64>(1);
+                false
+            });
+            found
+        };
+        self.batches.iter().filter_map(first).min()
     }
 
-    fn first_batch(&self, member: &Member, up_to: i64, direction: Direction) -> Option<Batch> {
+    fn newest_batch_of(&self, member: &Member, up_to: i64) -> Option<Batch> {
         let mut found = None;
-        self.scan(
-            member,
-            member.key,
-            &[Key::int8_up_to(1, up_to)],
-            direction,
-            |row| {
-                found = Some(batch_of(&row));
-                false
-            },
-        );
+        let keys = [Key::int8_up_to(1, up_to)];
+        self.scan(member, member.key, &keys, Direction::Backward, |row| {
+            found = Some(batch_of(&row));
+            false
+        });
         found
     }
 
@@ -349,10 +360,9 @@ impl Drop for Log {
         if std::thread::panicking() {
             return; // the transaction's abort gives the locks back
         }
-        for member in [&mut self.changes, &mut self.commits, &mut self.batches]
-            .into_iter()
-            .flat_map(std::mem::take)
-        {
+        let rings = [&mut self.changes, &mut self.commits, &mut self.batches];
+        let members = rings.into_iter().flat_map(std::mem::take);
+        for member in members.chain(self.floors.take()) {
             drop(member.table);
             reading::unlock_shared(member.oid);
         }
@@ -366,6 +376,14 @@ fn open(ring: Ring) -> Vec<Member> {
         Some(Member { table, oid, key })
     };
     (0..RING_MEMBERS).filter_map(open).collect()
+}
+
+fn open_floors() -> Option<Member> {
+    let namespace = our_namespace()?;
+    let oid = relation_oid(namespace, "floor")?;
+    let table = Relation::open(oid, Lock::AccessShare)?;
+    let key = relation_oid(namespace, "floor_pkey")?;
+    Some(Member { table, oid, key })
 }
 
 fn batch_of(row: &scan::Row<'_>) -> Batch {

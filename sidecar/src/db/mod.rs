@@ -12,7 +12,7 @@ use tokio_postgres::types::Json as AsJson;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use queries::{Batch, Head, LogChunk, Placed, read_head};
-pub use session::{FeedRow, attach, detach, feed, prepare_feed, sequence, wait};
+pub use session::{FeedRow, attach, detach, feed, prepare_feed, retain, sequence, wait};
 
 use crate::config::Config;
 use crate::definition::Definition;
