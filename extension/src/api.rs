@@ -120,12 +120,12 @@ pub fn sequence(call: &Call) {
 }
 
 /// One try to empty a member of the log that is due: `shapefeed._retain`. None: nothing is due; -1: one was emptied; or
-/// the number of one that is in use.
+/// the number of one that is in use. `skip`: members not to try, a bit each.
 #[pg_extern(sql = false)]
-fn retain_once() -> Option<i32> {
+fn retain_once(skip: i32) -> Option<i32> {
     xact::require_writable(c"shapefeed.retain()");
     database::lock_sequencing(relation::our_extension().unwrap_or(Oid::INVALID));
-    match retain::look() {
+    match retain::look(skip as u32) {
         Outcome::Rest => None,
         Outcome::Emptied => Some(-1),
         Outcome::InUse(member) => Some(member as i32),

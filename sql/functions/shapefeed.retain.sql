@@ -1,8 +1,8 @@
 -- Retention, for servers whose shared_preload_libraries lack shapefeed (elsewhere the worker does it each second): drops
 -- the oldest part of the log once it is older than shapefeed.retention, or the log larger than shapefeed.retention_size.
 -- A statement of its own, by the extension's owner. Sidecars call it.
-create function shapefeed._retain() returns int4
-  language c as 'MODULE_PATHNAME', 'retain_once_wrapper';
+create function shapefeed._retain(skip int4) returns int4
+  language c strict as 'MODULE_PATHNAME', 'retain_once_wrapper';
 
 create function shapefeed._retain_gaps() returns void
   language c as 'MODULE_PATHNAME', 'retain_gaps_wrapper';
@@ -10,19 +10,25 @@ create function shapefeed._retain_gaps() returns void
 create procedure shapefeed.retain() language plpgsql as $$
 declare
   tries int := 0;
-  outcome int;
+  skip int := 0;
+  member int;
+  holders text;
 begin
   loop
-    outcome := shapefeed._retain();
+    member := shapefeed._retain(skip);
     commit;
-    exit when outcome is null;
-    tries := case when outcome < 0 then 0 else tries + 1 end;
-    if tries >= 50 then
-      raise warning 'shapefeed cannot drop the oldest changes, member % of its log: used by %', outcome,
-        (select pg_catalog.string_agg(h.holder, ', ') from shapefeed._make_way(outcome::int2) h);
-      exit;
+    exit when member is null;
+    tries := case when member < 0 then 0 else tries + 1 end;
+    if tries >= 10 then
+      select pg_catalog.string_agg(h.holder, ', ') into holders from shapefeed._make_way(member::int2) h where not h.cancelled;
+      if holders is not null then
+        raise warning 'shapefeed cannot drop the oldest changes, member % of its log: used by %', member, holders;
+        skip := skip | (1 << member);
+      end if;
+      tries := 0;
+    elsif tries > 0 then
+      perform pg_catalog.pg_sleep(0.05);
     end if;
-    perform pg_catalog.pg_sleep(case when outcome < 0 then 0 else 0.02 end);
   end loop;
   perform shapefeed._retain_gaps();
 end $$;

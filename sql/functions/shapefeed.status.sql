@@ -28,7 +28,7 @@ create view shapefeed.status as
          s.worker_pid,
          (select count(*) from shapefeed.tracked) as tracked_tables,
          (select max(f.position) from shapefeed.floor f) as emptied_up_to,
-         array(select distinct g.relid::regclass from (select relid from shapefeed.gap union all
+         array(select distinct g.relid::regclass::text from (select relid from shapefeed.gap union all
                                                        select relid from shapefeed.closing_gap) g order by 1) as gaps,
          array(select distinct p.gid from pg_prepared_xacts p
                join pg_locks x on x.locktype = 'transactionid' and x.transactionid = p.transaction

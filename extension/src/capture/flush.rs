@@ -29,30 +29,47 @@ pub fn flush<S: Spill>(
     buffer: &mut Buffer<S>,
     before: Option<Flushed>,
     layouts: &[(u64, Layout)],
-) -> Flushed {
-    xact::with_transaction_snapshot(|| match open(before) {
-        Some((writer, flushed)) => Packer::new(writer, flushed, layouts).pack(buffer),
-        None => {
-            pgrx::warning!("shapefeed's log is not there: changes are not captured");
-            before.unwrap_or(Flushed {
-                member: 0,
-                chunks: 0,
-            })
-        }
-    })
+) -> Option<Flushed> {
+    xact::with_transaction_snapshot(|| Packer::new(before, layouts).pack(buffer))
 }
 
-fn open(before: Option<Flushed>) -> Option<(ChangeWriter, Flushed)> {
-    if let Some(before) = before {
-        return Some((ChangeWriter::open(before.member)?, before));
+/// Where chunks go, opened with the first one: a transaction that leaves everything out holds no member.
+struct Target {
+    writer: Option<ChangeWriter>,
+    flushed: Option<Flushed>,
+    missing: bool,
+}
+
+impl Target {
+    fn add(&mut self, write: impl FnOnce(&mut ChangeWriter, i32)) {
+        if self.writer.is_none() && !self.missing {
+            self.open();
+        }
+        if let (Some(writer), Some(flushed)) = (&mut self.writer, &mut self.flushed) {
+            write(writer, flushed.chunks);
+            flushed.chunks += 1;
+        }
     }
-    let (writer, member) = ChangeWriter::open_free(room::member())?;
-    Some((writer, Flushed { member, chunks: 0 }))
+
+    fn open(&mut self) {
+        let opened = match self.flushed {
+            Some(Flushed { member, .. }) => {
+                ChangeWriter::open(member).map(|writer| (writer, member))
+            }
+            None => ChangeWriter::open_free(room::member()),
+        };
+        let Some((writer, member)) = opened else {
+            self.missing = true;
+            pgrx::warning!("shapefeed's log is not there: changes are not captured");
+            return;
+        };
+        self.writer = Some(writer);
+        self.flushed.get_or_insert(Flushed { member, chunks: 0 });
+    }
 }
 
 struct Packer {
-    writer: ChangeWriter,
-    flushed: Flushed,
+    target: Target,
     xid: u64,
     seq: i64,
     data: Vec<u8>,
@@ -68,14 +85,17 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(writer: ChangeWriter, flushed: Flushed, layouts: &[(u64, Layout)]) -> Packer {
+    fn new(flushed: Option<Flushed>, layouts: &[(u64, Layout)]) -> Packer {
         let mut notes = Map::new();
         if !layouts.is_empty() {
             notes.insert("layouts".into(), layouts.iter().map(layout_note).collect());
         }
         Packer {
-            writer,
-            flushed,
+            target: Target {
+                writer: None,
+                flushed,
+                missing: false,
+            },
             xid: xact::top_xid(),
             seq: xact::wal_insert_position(),
             data: vec![FORMAT_VERSION],
@@ -88,15 +108,17 @@ impl Packer {
         }
     }
 
-    fn pack<S: Spill>(mut self, buffer: &mut Buffer<S>) -> Flushed {
+    fn pack<S: Spill>(mut self, buffer: &mut Buffer<S>) -> Option<Flushed> {
         buffer.for_each(|entry| match entry.split_first() {
             Some((&NOTE, note)) => self.note(note),
             _ => self.record(entry),
         });
         self.note_gaps();
         self.end_chunk();
-        self.writer.finish();
-        self.flushed
+        if let Some(writer) = self.target.writer {
+            writer.finish();
+        }
+        self.target.flushed
     }
 
     fn record(&mut self, record: &[u8]) {
@@ -188,15 +210,17 @@ impl Packer {
             return;
         }
         let notes = std::mem::take(&mut self.notes);
-        self.writer.add(ChangeRow {
-            xid: self.xid,
-            chunk: self.flushed.chunks,
-            seq: self.seq,
-            relids: &self.relids,
-            notes: (!notes.is_empty()).then_some(Value::Object(notes)),
-            data: &self.data,
+        let (xid, seq, relids, data) = (self.xid, self.seq, &self.relids, &self.data);
+        self.target.add(|writer, chunk| {
+            writer.add(ChangeRow {
+                xid,
+                chunk,
+                seq,
+                relids,
+                notes: (!notes.is_empty()).then_some(Value::Object(notes)),
+                data,
+            });
         });
-        self.flushed.chunks += 1;
         room::spend(self.data.len());
         self.data.truncate(1);
         self.relids.clear();

@@ -113,7 +113,8 @@ fn files_of(number: usize) -> Vec<String> {
 fn relations_of(ring: Ring, number: usize, table: Oid) -> Vec<Oid> {
     let indexes: &[&str] = match ring {
         Ring::Commit => &["pkey", "xid_key", "ends"],
-        Ring::Change | Ring::Batch => &["pkey"],
+        Ring::Batch => &["pkey", "resting"],
+        Ring::Change => &["pkey"],
     };
     let index = |name| {
         relation_oid(

@@ -6,7 +6,7 @@ use pgrx::{IntoDatum, JsonB};
 use super::order::{Snapshot, Transaction};
 use crate::capture::room;
 use crate::guc::RING_MEMBERS;
-use crate::pg::heap::Writer;
+use crate::pg::heap::{Partial, Writer};
 use crate::pg::log_tables::{Ring, oids, open_member, or_null};
 use crate::pg::relation::Lock;
 use crate::pg::scan::{self, Direction};
@@ -101,7 +101,12 @@ impl Batch<'_> {
                     or_null(relids),
                     or_null(ends),
                 ];
-                writer.insert(&mut values, &mut nulls);
+                let partial = if ends.is_some() {
+                    Partial::In
+                } else {
+                    Partial::Out
+                };
+                writer.insert_as(&mut values, &mut nulls, partial);
             }
             writer.finish();
         }
@@ -112,7 +117,12 @@ impl Batch<'_> {
             ended_at,
             Datum::from(self.resting),
         ];
-        writer.insert(&mut values, &mut [false; 4]);
+        let partial = if self.resting {
+            Partial::In
+        } else {
+            Partial::Out
+        };
+        writer.insert_as(&mut values, &mut [false; 4], partial);
         writer.finish();
     }
 }

@@ -45,10 +45,13 @@ pub enum Outcome {
     InUse(usize),
 }
 
+/// Members that are not to be tried, a bit each.
+pub type Skip = u32;
+
 /// Empties a member if one is due. Call in a transaction of its own, with the sequencing lock held.
-pub fn look() -> Outcome {
+pub fn look(skip: Skip) -> Outcome {
     let sizes = room::sizes_now();
-    let Some(due) = xact::with_latest_snapshot(|| due(&sizes)) else {
+    let Some(due) = xact::with_latest_snapshot(|| due(&sizes, skip)) else {
         return Outcome::Rest;
     };
     if log_tables::take_member(due.member).is_err() {
@@ -62,14 +65,15 @@ pub fn look() -> Outcome {
     Outcome::Emptied
 }
 
-fn due(sizes: &Sizes) -> Option<Due> {
+fn due(sizes: &Sizes, skip: Skip) -> Option<Due> {
     let head = batch::newest()?;
     let keep_from_us = xact::clock_us() - guc::retention_s() * 1_000_000;
     let too_large = sizes.total() > guc::retention_bytes();
     let written = room::member();
     let candidates = (0..RING_MEMBERS).filter(|&member| {
         let newest_us = batch::newest_in(member).map_or(0, |newest| newest.ended_at_us);
-        member != written && !is_empty(member) && (too_large || newest_us < keep_from_us)
+        let wanted = member != written && skip & (1 << member) == 0;
+        wanted && (too_large || newest_us < keep_from_us) && !is_empty(member)
     });
     let oldest = candidates
         .filter_map(|member| {
@@ -118,10 +122,10 @@ fn has_all(cover: &Cover, member: usize) -> bool {
         && !xip.iter().any(|&xid| not_seen(Key::xid_is(1, xid)))
 }
 
-/// The first batch before the head that has all of a member: what one batch has, every later one has, so that it is found
+/// The first batch that has all of a member: what one batch has, every later one has, so that it is found
 /// by halving.
 fn cover(member: usize, head: i64) -> Option<Cover> {
-    let mut found = last_batch_up_to(head - 1).filter(|batch| has_all(batch, member))?;
+    let mut found = last_batch_up_to(head).filter(|batch| has_all(batch, member))?;
     let mut without = 0;
     while without < found.position {
         let middle = without + (found.position - without) / 2;
@@ -172,14 +176,13 @@ fn empty(due: &Due) {
     .expect("table floor can be written");
 }
 
-/// Says who keeps a member from being emptied, and cancels statements of shapefeed's own readers among them.
-pub fn make_way(member: usize) -> Vec<String> {
-    let holders = "select array_agg(h.holder || case when h.cancelled then ' (cancelled)' else '' end order by h.holder)
-                   from shapefeed._make_way($1) h";
-    Spi::get_one_with_args::<Vec<String>>(holders, &[(member as i16).into()])
+/// Says who keeps a member from being emptied, after it has cancelled statements of shapefeed's own readers among them.
+pub fn make_way(member: usize) -> Option<String> {
+    let holders =
+        "select string_agg(h.holder, ', ') from shapefeed._make_way($1) h where not h.cancelled";
+    Spi::get_one_with_args::<String>(holders, &[(member as i16).into()])
         .ok()
         .flatten()
-        .unwrap_or_default()
 }
 
 /// Closes gaps that need not be open any more, by one step. Call in a transaction of its own.

@@ -3,6 +3,7 @@
 use super::retain::{self, Outcome};
 use super::step::{Era, State, step};
 use crate::error::{Error, Result};
+use crate::guc::RING_MEMBERS;
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
@@ -81,15 +82,18 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
 struct Retention {
     next_us: i64,
     tries: u32,
+    /// Until when a member is left alone that somebody uses.
+    skip_until_us: [i64; RING_MEMBERS],
     warned_us: i64,
 }
 
 impl Retention {
     /// Between two looks, and between two tries for a member that somebody uses.
     const LOOK_MS: i64 = 1000;
-    const TRY_MS: i64 = 20;
-    /// Tries before readers of ours are cancelled.
-    const TRIES: u32 = 50;
+    const TRY_MS: i64 = 50;
+    /// Tries before readers of ours are cancelled, and others left alone for a while.
+    const TRIES: u32 = 10;
+    const SKIP_US: i64 = 10_000_000;
     /// Between two warnings about what keeps the log.
     const WARN_US: i64 = 600_000_000;
 
@@ -97,41 +101,50 @@ impl Retention {
     fn look_if_time(&mut self) -> Option<i64> {
         let now_us = xact::clock_us();
         if now_us >= self.next_us {
+            let skip = self.skip(now_us);
             let outcome = background::in_transaction(|| {
                 lock_extension()?;
-                Some(retain::look())
+                Some(retain::look(skip))
             })?;
             background::in_transaction(retain::close_gaps);
-            self.next_us = now_us + 1000 * self.pause_ms(outcome);
+            self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
         }
         Some((self.next_us - now_us) / 1000)
     }
 
-    fn pause_ms(&mut self, outcome: Outcome) -> i64 {
-        self.tries = match outcome {
-            Outcome::InUse(_) => self.tries + 1,
-            _ => 0,
-        };
-        match outcome {
-            Outcome::Rest => Self::LOOK_MS,
-            Outcome::Emptied => 0,
-            Outcome::InUse(member) if self.tries >= Self::TRIES => {
-                self.tries = 0;
-                self.make_way(member);
-                Self::LOOK_MS
-            }
-            Outcome::InUse(_) => Self::TRY_MS,
-        }
+    fn skip(&self, now_us: i64) -> retain::Skip {
+        let skipped = |&member: &usize| self.skip_until_us[member] > now_us;
+        (0..RING_MEMBERS)
+            .filter(skipped)
+            .fold(0, |skip, member| skip | 1 << member)
     }
 
-    fn make_way(&mut self, member: usize) {
-        let now_us = xact::clock_us();
-        let holders = background::in_transaction(|| retain::make_way(member));
-        if !holders.is_empty() && now_us - self.warned_us > Self::WARN_US {
+    fn pause_ms(&mut self, outcome: Outcome, now_us: i64) -> i64 {
+        let Outcome::InUse(member) = outcome else {
+            self.tries = 0;
+            return if outcome == Outcome::Rest {
+                Self::LOOK_MS
+            } else {
+                0
+            };
+        };
+        self.tries += 1;
+        if self.tries < Self::TRIES {
+            return Self::TRY_MS;
+        }
+        self.tries = 0;
+        if let Some(holders) = background::in_transaction(|| retain::make_way(member)) {
+            self.skip_until_us[member] = now_us + Self::SKIP_US;
+            self.warn(member, &holders, now_us);
+        }
+        Self::TRY_MS
+    }
+
+    fn warn(&mut self, member: usize, holders: &str, now_us: i64) {
+        if now_us - self.warned_us > Self::WARN_US {
             self.warned_us = now_us;
             pgrx::warning!(
-                "shapefeed cannot drop the oldest changes, member {member} of its log: used by {}",
-                holders.join(", ")
+                "shapefeed cannot drop the oldest changes, member {member} of its log: used by {holders}"
             );
         }
     }

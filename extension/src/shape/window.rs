@@ -29,8 +29,6 @@ pub struct Batch {
     pub position: i64,
     /// Sees what has a position up to there.
     pub snapshot: Snapshot,
-    /// Idle clients rest here.
-    pub resting: bool,
 }
 
 /// A transaction that has a position.
@@ -193,24 +191,6 @@ impl Log {
     pub fn batch(&self, position: i64) -> Option<Batch> {
         self.newest_batch_up_to(position)
             .filter(|batch| batch.position == position)
-    }
-
-    /// The newest resting position in a stretch, both ends included.
-    pub fn resting_position(&self, from: i64, to: i64) -> Option<i64> {
-        let newest = |member: &Member| {
-            let keys = [
-                Key::int8_above(1, from.saturating_sub(1)),
-                Key::int8_up_to(1, to),
-            ];
-            let mut found = None;
-            self.scan(member, member.key, &keys, Direction::Backward, |row| {
-                let batch = batch_of(&row);
-                found = batch.resting.then_some(batch.position);
-                found.is_none()
-            });
-            found
-        };
-        self.batches.iter().filter_map(newest).max()
     }
 
     /// Transactions with a position above `after`, up to `to`, that touched what `wanted` says, in order; about as many
@@ -390,7 +370,6 @@ fn batch_of(row: &scan::Row<'_>) -> Batch {
     Batch {
         position: row.get(1).expect("position is not null"),
         snapshot: row.get::<PgSnapshot>(2).expect("snapshot is not null").0,
-        resting: row.get(4).expect("resting is not null"),
     }
 }
 
