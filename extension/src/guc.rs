@@ -122,9 +122,11 @@ pub const RING_MEMBERS: usize = 8;
 /// Members that hold what retention keeps; of the others one is written and one is emptied.
 pub const MEMBERS_KEPT: u64 = RING_MEMBERS as u64 - 2;
 
-/// Seconds for which one member of the ring is written.
+/// Seconds for which one member of the ring is written, rounded up: when its turn comes again, what is in it is older than
+/// the retention.
 pub fn ring_interval_s() -> i64 {
-    (retention_s() / MEMBERS_KEPT as i64).max(1)
+    let kept = MEMBERS_KEPT as i64;
+    (retention_s() + kept - 1) / kept
 }
 
 /// Resting positions in one retention, by time and by size.

@@ -85,7 +85,7 @@ test('not preloaded, a sidecar sequences and drops', async () => {
   const api = new ShapeApi(sidecar.url)
   const client = await api.follow({ table: 'big', columns: 'id' })
   for (let i = 0; i < 30; i++) {
-    await fill(1)
+    await fill(1, { pauseMs: 300 })
     await client.until(({ rows }) => rows.size === 750 * (i + 1))
   }
   await untilEmptied(site)

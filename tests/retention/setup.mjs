@@ -1,5 +1,5 @@
 // What tests of retention have in common: a log that is small, and writers that fill it.
-import { freshDatabase, waitFor } from '../lib/index.mjs'
+import { freshDatabase, sleep, waitFor } from '../lib/index.mjs'
 
 /** The smallest log there can be: 8 MB, in bytes; writers leave changes out at twice that. */
 export const retentionBytes = 8 << 20
@@ -14,13 +14,19 @@ export async function database(cluster) {
   return { ...made, client, query, value, status: async () => (await query('select * from shapefeed.status'))[0] }
 }
 
-/** Makes and tracks a table `big` whose changes fill the log: `fill(megabytes)` writes so much in transactions of 1 MB. */
+/**
+ * Makes and tracks a table `big` whose changes fill the log: `fill(megabytes)` writes so much in transactions of 1 MB, with
+ * `pauseMs` after each: the log is looked at once a second, and must not be turned over in less.
+ */
 export async function filler({ query }) {
   await query('create table big (id int primary key generated always as identity, v text)')
   await query(`call shapefeed.track('big')`)
   const text = `(select string_agg(md5(g || random()::text || i), '') from generate_series(1, 40) i)` // 1280 bytes, hard to compress
-  return async (megabytes) => {
-    for (let i = 0; i < megabytes; i++) await query(`insert into big (v) select ${text} from generate_series(1, 750) g`)
+  return async (megabytes, { pauseMs = 0 } = {}) => {
+    for (let i = 0; i < megabytes; i++) {
+      await query(`insert into big (v) select ${text} from generate_series(1, 750) g`)
+      await sleep(pauseMs)
+    }
   }
 }
 

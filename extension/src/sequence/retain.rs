@@ -73,7 +73,7 @@ fn due(sizes: &Sizes, skip: Skip) -> Option<Due> {
     let candidates = (0..RING_MEMBERS).filter(|&member| {
         let newest_us = batch::newest_in(member).map_or(0, |newest| newest.ended_at_us);
         let wanted = member != written && skip & (1 << member) == 0;
-        wanted && (too_large || newest_us < keep_from_us) && !is_empty(member)
+        wanted && (too_large || newest_us < keep_from_us) && !is_empty(member) && !has_head(member)
     });
     let oldest = candidates
         .filter_map(|member| {
@@ -84,7 +84,7 @@ fn due(sizes: &Sizes, skip: Skip) -> Option<Due> {
         })
         .min_by_key(|due| due.cover.position)?;
     let is_due = too_large || oldest.cover.ended_at_us < keep_from_us;
-    (is_due && !has_head(oldest.member)).then_some(oldest)
+    is_due.then_some(oldest)
 }
 
 fn is_empty(member: usize) -> bool {
