@@ -332,16 +332,13 @@ impl Asked<'_> {
         }
     }
 
-    /// The handle for a client that has reached the end of the log: the one that all others here have, so that caches
-    /// can serve them together.
+    /// The handle for a client that has reached the end of the log: as new as can be, and the one that all others here
+    /// have, so that caches can serve them together.
     fn handle_at_the_end(&self, definition: &Definition, handle: Handle, seen: i64) -> Handle {
-        match self.app.pins.current(definition.hash) {
-            // A snapshot that is newer than what the client has seen would skip what lies between.
-            Some(batch) if handle.pin < batch.position && batch.position <= seen => Handle::unlike(
-                definition.hash,
-                batch.position,
-                [self.request.expired, None],
-            ),
+        match self.app.pin_seen(definition.hash, seen) {
+            Some(pin) if handle.pin < pin => {
+                Handle::unlike(definition.hash, pin, [self.request.expired, None])
+            }
             _ => handle,
         }
     }

@@ -1,6 +1,7 @@
 //! What all requests share, and how a request comes to its definition, pin and handle.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -46,6 +47,7 @@ pub struct App {
     pub shutdown: CancellationToken,
     // What many requests want at the same time is asked once.
     defined: Flights<ShapeParams, Arc<Definition>>,
+    resting: AtomicI64,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
     places: Flights<(u64, i64, i64), Placed>,
     newest: Flights<u64, Batch>,
@@ -71,6 +73,7 @@ impl App {
             pins: Pins::default(),
             shutdown: CancellationToken::new(),
             defined: Flights::default(),
+            resting: AtomicI64::new(0),
             catch_ups: Flights::default(),
             places: Flights::default(),
             newest: Flights::default(),
@@ -217,7 +220,26 @@ impl App {
     /// Where the log ends, for what need not be newer than the request.
     pub async fn recent_head(&self) -> Result<Head, Error> {
         let db = self.db.clone();
-        self.heads.run((), || async move { db.head().await }).await
+        let head = self
+            .heads
+            .run((), || async move { db.head().await })
+            .await?;
+        if let Some(resting) = head.resting {
+            self.resting.fetch_max(resting, Ordering::Relaxed);
+        }
+        Ok(head)
+    }
+
+    /// The newest pin that a client of this shape can go over to which has seen everything up to `seen`: the one that
+    /// others start with here, or the newest resting position. So no handle of a client that stays gets old.
+    pub fn pin_seen(&self, hash: u64, seen: i64) -> Option<i64> {
+        let current = self.pins.current(hash).map(|batch| batch.position);
+        let resting = Some(self.resting.load(Ordering::Relaxed));
+        [current, resting]
+            .into_iter()
+            .flatten()
+            .filter(|pin| *pin <= seen)
+            .max()
     }
 
     /// A chunk of the log after `from`, up to the head as it is now, or later; read once for all who are there.

@@ -78,6 +78,11 @@ pub async fn sequence(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute("call shapefeed.sequence()").await
 }
 
+/// Drops what of the log is older than it need be, where no worker does.
+pub async fn retain(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("call shapefeed.retain()").await
+}
+
 /// Attaches shapes to this session's feed and returns the position after which it reports them.
 pub async fn attach(client: &Client, shapes: &[(i32, &Definition)]) -> Result<i64, Error> {
     let ids: Vec<i32> = shapes.iter().map(|(id, _)| *id).collect();
