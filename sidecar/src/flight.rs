@@ -196,8 +196,9 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::sync::Semaphore;
 
-    fn counting(runs: &Arc<AtomicU32>) -> impl Fn() -> Work<u32> {
-        let runs = runs.clone();
+    /// Work that says how often it was begun before.
+    fn counting() -> impl Fn() -> Work<u32> {
+        let runs = Arc::new(AtomicU32::new(0));
         move || {
             let run = runs.clone();
             async move {
@@ -212,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn callers_at_the_same_time_share_the_work() {
         let flights = Flights::default();
-        let work = counting(&Arc::default());
+        let work = counting();
         let (a, b) = tokio::join!(flights.run(1, &work), flights.run(1, &work));
         assert_eq!((a.unwrap(), b.unwrap()), (0, 0));
         assert_eq!(flights.run(1, &work).await.unwrap(), 1);
@@ -222,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn who_comes_later_gets_what_began_later() {
         let flights = Flights::default();
-        let work = counting(&Arc::default());
+        let work = counting();
         let go = Arc::new(Semaphore::new(0));
         let first = flights.run_later(1, || {
             let (go, work) = (go.clone(), work());
@@ -258,7 +259,7 @@ mod tests {
             let _ = ended.acquire().await.unwrap().forget();
             assert_eq!(flights.run_later(2, || async { Ok(7) }).await.unwrap(), 7);
         }
-        let work = counting(&Arc::default());
+        let work = counting();
         assert_eq!(flights.run_later(1, &work).await.unwrap(), 0);
         assert!(lock(&flights.slots).is_empty());
     }
