@@ -277,7 +277,8 @@ unsafe fn name_collation(node: *mut Node) -> *mut Node {
         (*relabel).resultcollid = inner;
         let same_type = pg_sys::exprType(arg.cast()) == (*relabel).resulttype
             && pg_sys::exprTypmod(arg.cast()) == (*relabel).resulttypmod;
-        let collate = pg_sys::palloc0(size_of::<pg_sys::CollateExpr>()).cast::<pg_sys::CollateExpr>();
+        let collate =
+            pg_sys::palloc0(size_of::<pg_sys::CollateExpr>()).cast::<pg_sys::CollateExpr>();
         (*collate).xpr.type_ = NodeTag::T_CollateExpr;
         (*collate).arg = if same_type { arg } else { relabel.cast() };
         (*collate).collOid = outer;
