@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
+use crate::compression::Compression;
 use crate::config::Config;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
 use crate::definition::{Definition, Definitions};
@@ -42,6 +44,10 @@ pub struct App {
     pub live: LiveShapes,
     /// Counters.
     pub metrics: Metrics,
+    /// How many requests are answered at the same time.
+    pub admission: Admission,
+    /// Compressed bodies.
+    pub compression: Compression,
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
@@ -62,6 +68,8 @@ impl App {
             snapshots,
             live,
             metrics,
+            admission: Admission::new(&config),
+            compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
             pins: Pins::default(),

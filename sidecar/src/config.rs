@@ -8,6 +8,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 
 use crate::caching::Ages;
+use crate::pace::Limits;
 
 /// Serves shapefeed's shapes over HTTP.
 #[derive(Clone, Debug, Parser)]
@@ -118,6 +119,44 @@ pub struct Config {
     #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub compression: bool,
 
+    /// Bytes of compressed answers that are kept for other clients that want the same.
+    #[arg(long, env = "SHAPEFEED_COMPRESSED_MAX_BYTES", default_value_t = 64 << 20)]
+    pub compressed_max_bytes: u64,
+
+    /// Certificate for TLS: a file with its chain, PEM. SIGHUP reads it and its key again.
+    #[arg(long, env = "SHAPEFEED_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the certificate: a file, PEM.
+    #[arg(long, env = "SHAPEFEED_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Requests without a handle that are answered at the same time; above that they get a 503.
+    #[arg(long, env = "SHAPEFEED_MAX_CONCURRENT_INITIAL", default_value_t = 300)]
+    #[arg(value_parser = concurrent())]
+    pub max_concurrent_initial: usize,
+
+    /// Requests with a handle that are answered, or held, at the same time; above that they get a 503.
+    #[arg(
+        long,
+        env = "SHAPEFEED_MAX_CONCURRENT_EXISTING",
+        default_value_t = 10_000
+    )]
+    #[arg(value_parser = concurrent())]
+    pub max_concurrent_existing: usize,
+
+    /// Seconds that a connection may be silent between requests. Proxies in front should keep theirs for less.
+    #[arg(long, env = "SHAPEFEED_IDLE_TIMEOUT", default_value_t = 180)]
+    pub idle_timeout: u64,
+
+    /// Seconds that the line and headers of a request, or a TLS handshake, may take to arrive.
+    #[arg(long, env = "SHAPEFEED_HEADER_TIMEOUT", default_value_t = 15)]
+    pub header_timeout: u64,
+
+    /// Seconds in which a client that is slow to take an answer must take 64 KiB of it.
+    #[arg(long, env = "SHAPEFEED_STALL_TIMEOUT", default_value_t = 60)]
+    pub stall_timeout: u64,
+
     /// What is logged: error, warn, info, debug, trace, or a list of target=level.
     #[arg(long, env = "SHAPEFEED_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -134,6 +173,10 @@ pub enum LogFormat {
     Text,
     /// An object per line.
     Json,
+}
+
+fn concurrent() -> impl clap::builder::TypedValueParser<Value = usize> {
+    clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1 << 30)
 }
 
 fn database_url() -> String {
@@ -162,6 +205,15 @@ impl Config {
     /// How long a live request is held.
     pub fn hold(&self) -> Duration {
         Duration::from_millis(self.long_poll_timeout_ms)
+    }
+
+    /// What connections may take their time for.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            head: Duration::from_secs(self.header_timeout),
+            idle: Duration::from_secs(self.idle_timeout),
+            stall: Duration::from_secs(self.stall_timeout),
+        }
     }
 
     /// For `cache-control`.

@@ -4,10 +4,14 @@
 
 // The parts; docs/architecture.md has them in the order of a request.
 mod access;
+mod admission;
 mod answer;
 mod app;
 mod caching;
+mod certificate;
+mod compression;
 mod config;
+mod content;
 mod db;
 mod definition;
 mod error;
@@ -20,6 +24,7 @@ mod identifier;
 mod live;
 mod metrics;
 mod offset;
+mod pace;
 mod params;
 mod pin;
 mod protocol;
@@ -44,6 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
+use crate::certificate::Certificate;
 use crate::config::{Config, LogFormat};
 use crate::feed::Feed;
 
@@ -57,6 +63,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(dir) = &config.spool_dir {
         std::fs::create_dir_all(dir)?;
     }
+    let certificate = certificate(&config)?;
     let (app, to_attach) = App::new(config)?;
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
     tokio::spawn(sequencer::run(app.clone()));
@@ -67,7 +74,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "listening");
-    serve::serve(listener, app).await;
+    serve::serve(listener, app, certificate).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -85,6 +92,25 @@ fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// The certificate to serve with, which SIGHUP reads again.
+fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Box<dyn std::error::Error>> {
+    let (Some(chain), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return Ok(None);
+    };
+    let certificate = Arc::new(Certificate::read(chain, key)?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloaded = certificate.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match reloaded.reload() {
+                Ok(()) => tracing::info!("certificate read again"),
+                Err(error) => tracing::error!(%error, "the certificate stays as it was"),
+            }
+        }
+    });
+    Ok(Some(certificate))
 }
 
 async fn sweep(app: Arc<App>) {

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
+use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
 use crate::params::{self, ShapeRequest};
 use crate::query::Query;
-use crate::response;
+use crate::response::{self, Packing};
 
 /// Answers and counts a request.
 pub async fn get(
@@ -74,12 +75,17 @@ async fn serve(
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
+    let packing = Packing {
+        compression: &app.compression,
+        accepted: Coding::accepted(headers),
+    };
     match asked.answer(&definition).await {
         Ok(answer) => Ok(response::respond(
             request,
             &definition,
             answer,
             given,
+            packing,
             &app.config,
         )),
         Err(Error::MustRefetch { reason, .. }) => {
