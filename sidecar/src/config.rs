@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::caching::Ages;
 use crate::pace::Limits;
@@ -185,8 +185,16 @@ fn database_url() -> String {
 }
 
 impl Config {
+    /// As the command line and the environment say, or an end with an explanation.
+    pub fn read() -> Self {
+        let matches = crate::aliases::command().get_matches();
+        Config::from_arg_matches(&matches)
+            .unwrap_or_else(|error| error.exit())
+            .checked()
+    }
+
     /// This, or an end with an explanation: serving without a secret must be asked for.
-    pub fn checked(self) -> Self {
+    fn checked(self) -> Self {
         let text = match (&self.secret, self.insecure) {
             (None, false) => "one of --secret and --insecure is needed",
             (Some(_), true) => "--secret and --insecure exclude each other",

@@ -5,6 +5,7 @@
 // The parts; docs/architecture.md has them in the order of a request.
 mod access;
 mod admission;
+mod aliases;
 mod answer;
 mod app;
 mod caching;
@@ -43,7 +44,6 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -58,7 +58,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::parse().checked();
+    let config = Config::read();
     log_to_stderr(&config)?;
     if let Some(dir) = &config.spool_dir {
         std::fs::create_dir_all(dir)?;
