@@ -1,8 +1,8 @@
 # Everything that one does here. The recipes are in scripts/, the settings in the environment.
-.PHONY: help demo build test lint bench package clean
+.PHONY: help demo build test test-cassert lint bench package clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: ## Postgres, sidecar and sample data, at work until Ctrl-C (SHAPEFEED_PORT, SHAPEFEED_PG_PORT, SHAPEFEED_HOME)
 	@scripts/demo
@@ -13,6 +13,9 @@ build: ## extension and sidecar, as target/release/{libshapefeed.so,shapefeed-si
 
 test: ## every suite; some of them: make test SUITES="unit regress"
 	@scripts/test $(SUITES)
+
+test-cassert: ## the same against a Postgres that is built with assertions (long)
+	@scripts/test-cassert $(SUITES)
 
 lint: build ## rustfmt, clippy, shell, JavaScript, SQL
 	@scripts/lint

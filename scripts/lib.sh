@@ -75,9 +75,10 @@ reachable_dir() {
 }
 
 # Once more after bring-postgres, which may have made .local a link: as the cluster's user can reach it.
+# SHAPEFEED_PG_TREE: another server tree than the one that bring-postgres makes.
 find_local() {
   local_dir=$(realpath -m "$root/.local")
-  pg_tree=$local_dir/pg
+  pg_tree=${SHAPEFEED_PG_TREE:-$local_dir/pg}
   pg_bin=${SHAPEFEED_PG_BIN:-$pg_tree/usr/lib/postgresql/15/bin}
 }
 find_local
@@ -86,7 +87,7 @@ find_local
 export_build_env() {
   need_rust
   export PGRX_PG_CONFIG_PATH=${PGRX_PG_CONFIG_PATH:-$pg_tree/usr/lib/postgresql/15/bin/pg_config}
-  export LIBCLANG_PATH=${LIBCLANG_PATH:-$pg_tree/usr/lib/llvm-14/lib}
+  export LIBCLANG_PATH=${LIBCLANG_PATH:-$local_dir/pg/usr/lib/llvm-14/lib}
   [ -x "$PGRX_PG_CONFIG_PATH" ] || die "$PGRX_PG_CONFIG_PATH is not there: run scripts/bring-postgres"
 }
 

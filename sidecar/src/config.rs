@@ -147,15 +147,18 @@ pub struct Config {
 
     /// Seconds that a connection may be silent between requests. Proxies in front should keep theirs for less.
     #[arg(long, env = "SHAPEFEED_IDLE_TIMEOUT", default_value_t = 180)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_timeout: u64,
 
     /// Seconds that the line and headers of a request, or a TLS handshake, may take to arrive.
     #[arg(long, env = "SHAPEFEED_HEADER_TIMEOUT", default_value_t = 15)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub header_timeout: u64,
 
-    /// Seconds in which a client that is slow to take an answer must take 64 KiB of it.
-    #[arg(long, env = "SHAPEFEED_STALL_TIMEOUT", default_value_t = 60)]
-    pub stall_timeout: u64,
+    /// Seconds in which a client that is slow to take an answer must take 64 KiB of it, or is cut off.
+    #[arg(long, env = "SHAPEFEED_SEND_TIMEOUT", default_value_t = 60)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub send_timeout: u64,
 
     /// What is logged: error, warn, info, debug, trace, or a list of target=level.
     #[arg(long, env = "SHAPEFEED_LOG_LEVEL", default_value = "info")]
@@ -220,7 +223,7 @@ impl Config {
         Limits {
             head: Duration::from_secs(self.header_timeout),
             idle: Duration::from_secs(self.idle_timeout),
-            stall: Duration::from_secs(self.stall_timeout),
+            stall: Duration::from_secs(self.send_timeout),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Definitions of shapes, as the database gives them, and a memory of those that live requests use.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
@@ -13,8 +13,9 @@ use crate::params::ShapeParams;
 /// How long a live request may rely on a definition without asking: rights and columns may have changed. The feed
 /// reports ends sooner.
 const TRUSTED_FOR: Duration = Duration::from_secs(5);
-/// Definitions that are remembered at most.
+/// Definitions that are remembered at most, and bytes of them.
 const REMEMBERED: usize = 10_000;
+const REMEMBERED_BYTES: usize = 32 << 20;
 
 /// A definition. Everything but what is named here is for the database alone.
 #[derive(Debug)]
@@ -96,21 +97,49 @@ fn ascii(json: &str) -> String {
 #[derive(Default)]
 pub struct Definitions {
     // Held for a look-up, never across an await.
-    remembered: Mutex<HashMap<ShapeParams, (Arc<Definition>, Instant)>>,
+    remembered: Mutex<Remembered>,
+}
+
+#[derive(Default)]
+struct Remembered {
+    by_params: HashMap<ShapeParams, (Arc<Definition>, Instant)>,
+    bytes: usize,
+}
+
+impl Remembered {
+    fn is_full(&self) -> bool {
+        self.by_params.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Definition, Instant) -> bool) {
+        self.by_params
+            .retain(|_, (definition, at)| keep(definition, *at));
+        self.bytes = self.by_params.iter().map(weight).sum();
+    }
+}
+
+/// Bytes that a definition takes, and what was asked for.
+fn weight((shape, (definition, _)): (&ShapeParams, &(Arc<Definition>, Instant))) -> usize {
+    shape.bytes() + definition.raw.get().len() + definition.schema.len()
 }
 
 impl Definitions {
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().expect("no panic while held")
+    }
+
     /// A definition that is recent enough for a live request.
     pub fn recent(&self, shape: &ShapeParams) -> Option<Arc<Definition>> {
-        let remembered = self.remembered.lock().expect("no panic while held");
-        let (definition, at) = remembered.get(shape)?;
+        let remembered = self.remembered();
+        let (definition, at) = remembered.by_params.get(shape)?;
         (at.elapsed() < TRUSTED_FOR).then(|| definition.clone())
     }
 
     /// A definition by its hash, for requests that name a handle only.
     pub fn by_hash(&self, hash: u64) -> Option<Arc<Definition>> {
-        let remembered = self.remembered.lock().expect("no panic while held");
+        let remembered = self.remembered();
         remembered
+            .by_params
             .values()
             .find(|(definition, _)| definition.hash == hash)
             .map(|(definition, _)| definition.clone())
@@ -118,20 +147,24 @@ impl Definitions {
 
     /// Remembers a definition.
     pub fn remember(&self, shape: &ShapeParams, definition: &Arc<Definition>) {
-        let mut remembered = self.remembered.lock().expect("no panic while held");
-        if remembered.len() >= REMEMBERED && !remembered.contains_key(shape) {
-            remembered.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
-            if remembered.len() >= REMEMBERED {
-                remembered.clear();
-            }
+        let mut remembered = self.remembered();
+        let entry = (definition.clone(), Instant::now());
+        remembered.bytes += weight((shape, &entry));
+        if let Some(replaced) = remembered.by_params.insert(shape.clone(), entry) {
+            remembered.bytes -= weight((shape, &replaced));
         }
-        remembered.insert(shape.clone(), (definition.clone(), Instant::now()));
+        if remembered.is_full() {
+            remembered.retain(|_, at| at.elapsed() < TRUSTED_FOR);
+        }
+        if remembered.is_full() {
+            *remembered = Remembered::default();
+        }
     }
 
-    /// Forgets definitions with this hash: something about their table has changed.
-    pub fn forget(&self, hash: u64) {
-        let mut remembered = self.remembered.lock().expect("no panic while held");
-        remembered.retain(|_, (definition, _)| definition.hash != hash);
+    /// Forgets definitions with these hashes: something about their tables has changed.
+    pub fn forget(&self, hashes: &HashSet<u64>) {
+        self.remembered()
+            .retain(|definition, _| !hashes.contains(&definition.hash));
     }
 }
 
@@ -156,5 +189,30 @@ pub(crate) mod tests {
         assert!(text.contains("gr\\u00f6\\u00dfe") && text.contains("\\ud83d\\ude00"));
         let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
         assert_eq!(parsed["größe"]["type"], "int8");
+    }
+
+    fn asked(condition: String) -> ShapeParams {
+        let query = format!("offset=-1&table=t&where={condition}");
+        crate::params::shape_request(&crate::query::Query::parse(&query))
+            .unwrap()
+            .shape
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let definitions = Definitions::default();
+        let shape = |n: u64| asked(format!("{n}{}", "x".repeat(60_000)));
+        for n in 0..2000 {
+            definitions.remember(&shape(n % 1500), &definition(n % 1500));
+            let bytes = definitions.remembered().bytes;
+            assert!(bytes <= REMEMBERED_BYTES);
+        }
+        let last = shape(499);
+        assert_eq!(definitions.recent(&last).unwrap().hash, 499);
+        assert!(definitions.by_hash(499).is_some());
+        definitions.forget(&HashSet::from([499]));
+        assert!(definitions.recent(&last).is_none() && definitions.by_hash(499).is_none());
+        definitions.remembered().retain(|_, _| false);
+        assert_eq!(definitions.remembered().bytes, 0);
     }
 }

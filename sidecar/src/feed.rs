@@ -2,7 +2,7 @@
 //! sleeps until the log has grown. When they are lost, both are made again and all shapes attached anew; requests
 //! behind the new start read what they missed from the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,7 +164,9 @@ impl Feed {
         );
         self.shapes.remove(&shape.id);
         self.app.live.remove(shape);
-        self.app.definitions.forget(shape.definition.hash);
+        self.app
+            .definitions
+            .forget(&HashSet::from([shape.definition.hash]));
         shape.fail(error);
     }
 
@@ -172,7 +174,7 @@ impl Feed {
     async fn read(&mut self, session: &mut Session) -> Result<(), Error> {
         let began = Instant::now();
         let (app, shapes) = (&self.app, &self.shapes);
-        let mut ended = Vec::new();
+        let (mut ended, mut over) = (Vec::new(), HashSet::new());
         let mut upto = session.evaluated;
         db::feed(
             &session.feed,
@@ -207,16 +209,19 @@ impl Feed {
                             "shape ended"
                         );
                         app.pins.drop_pin(shape.definition.hash, position);
-                        app.definitions.forget(shape.definition.hash);
+                        ended.push(shape.id);
+                        over.insert(shape.definition.hash);
                         app.live.remove(shape);
                         shape.end(position, reason);
-                        ended.push(shape.id);
                     }
                 }
                 FeedRow::Upto(position) => upto = position,
             },
         )
         .await?;
+        if !over.is_empty() {
+            app.definitions.forget(&over);
+        }
         session.evaluated = upto;
         app.live.set_evaluated(upto);
         app.metrics

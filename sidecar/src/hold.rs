@@ -21,7 +21,7 @@ pub enum Outcome {
         messages: Bytes,
         /// Where they leave the client.
         end: Place,
-        /// The chunk is closed: there may be more.
+        /// The chunk is closed: there is more.
         closed: bool,
     },
     /// With none, up to this position.

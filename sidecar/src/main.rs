@@ -44,6 +44,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -60,6 +61,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::read();
     log_to_stderr(&config)?;
+    raise_file_limit();
     if let Some(dir) = &config.spool_dir {
         std::fs::create_dir_all(dir)?;
     }
@@ -80,8 +82,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    // The pool warns of every connection that a restart of the database closed.
-    let filter = EnvFilter::try_new(format!("deadpool=error,{}", config.log_level))?;
+    // The pool warns of every connection that a restart of the database closed, and HTTP/2 tells of each header, the
+    // URL with its secret included.
+    let filter = EnvFilter::try_new(format!("deadpool=error,h2=warn,{}", config.log_level))?;
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -111,6 +114,18 @@ fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Box<dyn std:
         }
     });
     Ok(Some(certificate))
+}
+
+/// Each client is an open file, and the usual limit is meant for programs that may use select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn sweep(app: Arc<App>) {

@@ -17,10 +17,10 @@ use crate::app::App;
 use crate::certificate::Certificate;
 use crate::pace::{Keeping, Late, Limits, Pace, Paced};
 use crate::rejection::Rejecting;
-use crate::router::{normalize, router};
+use crate::router::{MAX_URL_BYTES, normalize, router};
 
-/// Of a request's line and headers, and of what is waiting to be taken by a client.
-const BUFFER_BYTES: usize = 256 << 10;
+/// Bound of what is kept of a request's head, and of an answer that its client does not take.
+const BUFFER_BYTES: usize = 2 * MAX_URL_BYTES;
 /// Bound of a request's headers over HTTP/2.
 const HEADER_LIST_BYTES: u32 = 128 << 10;
 /// Requests at the same time over one connection: shapes that a page, or a proxy's clients, follow through it.

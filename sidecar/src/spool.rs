@@ -23,8 +23,8 @@ use crate::protocol::SEPARATOR;
 const WRITE_BYTES: usize = 1 << 20;
 /// Bytes of a snapshot that stay in memory.
 const MEMORY_BYTES: usize = 256 << 10;
-/// Bytes of the file that are read at a time.
-const READ_BYTES: u64 = 256 << 10;
+/// Bytes of the file that are read at a time, for each client.
+const READ_BYTES: u64 = 128 << 10;
 
 /// Bytes that all spools take, and may.
 #[derive(Debug)]

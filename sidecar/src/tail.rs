@@ -34,7 +34,7 @@ pub struct Operations {
     pub messages: Bytes,
     /// Where they leave the client.
     pub end: Place,
-    /// The chunk is full: there may be more.
+    /// The chunk is full and there is more.
     pub closed: bool,
 }
 
@@ -127,21 +127,23 @@ fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Opera
     let mut messages = BytesMut::new();
     let mut size = 0;
     let mut end = Place::after(0);
+    let mut closed = false;
     for entry in entries {
+        closed = size >= max_bytes;
+        if closed {
+            break;
+        }
         if !messages.is_empty() {
             messages.put_slice(SEPARATOR);
         }
         messages.put_slice(&entry.message);
         size += entry.message.len();
         end = entry.place;
-        if size >= max_bytes {
-            break;
-        }
     }
     Operations {
         messages: messages.freeze(),
         end,
-        closed: size >= max_bytes,
+        closed,
     }
 }
 
@@ -204,6 +206,11 @@ mod tests {
         assert_eq!(
             read(&mut tail, Place::after(11), 4),
             Some(("c".into(), Place::after(12), false))
+        );
+        assert_eq!(
+            read(&mut tail, Place::after(11), 1),
+            Some(("c".into(), Place::after(12), false)),
+            "full, but nothing is left"
         );
     }
 

@@ -4,7 +4,7 @@
 --   to_position              up to there; not beyond the head
 --   max_bytes                the message whose size makes the sum reach this is the last
 -- Returns an operation a row; `last`: it is the shape's last in its transaction. The final row has no message: `upto` is the
--- position up to which the log was evaluated, null when max_bytes cut it.
+-- position up to which the log was evaluated, null when max_bytes cut it and more operations follow.
 create function shapefeed._log(
   definition    jsonb,
   from_position int8,

@@ -26,3 +26,6 @@ create function shapefeed.changes(
 ) returns setof record
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', 'changes_wrapper';
+
+comment on function shapefeed.changes is
+  'What happened between two positions to the rows that the current user sees under a condition.';

@@ -16,3 +16,6 @@ as 'MODULE_PATHNAME', '_decoded_wrapper';
 create view shapefeed.changes_decoded as
   select d."position", c.committed_at, d.xid, d.relation::regclass as relation, d.operation, d.old, d.new
   from shapefeed._decoded() d join shapefeed.commit c using ("position");
+
+comment on view shapefeed.changes_decoded is
+  'Every captured change, for the owner.';

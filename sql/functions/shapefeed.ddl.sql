@@ -30,7 +30,7 @@ begin
 end $$;
 
 create event trigger shapefeed_ddl_command_end on ddl_command_end
-  when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'ALTER TRIGGER', 'DROP TRIGGER')
+  when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'CREATE SCHEMA', 'ALTER TRIGGER', 'DROP TRIGGER')
   execute function shapefeed._ddl_command_end();
 alter event trigger shapefeed_ddl_command_end enable always;
 

@@ -18,3 +18,6 @@ create procedure shapefeed._rotate(definition_hash text)
   select shapefeed._note(pg_catalog.jsonb_build_object('ends',
     pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('shape', definition_hash, 'reason', 'rotate'))))
 $$;
+
+comment on procedure shapefeed.rotate(regclass) is
+  'Ends every shape on a table, so that its clients read it again.';

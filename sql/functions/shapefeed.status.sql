@@ -28,3 +28,8 @@ create view shapefeed.status as
          (select sum(pg_total_relation_size(c.oid)) from pg_class c
           where c.relnamespace = 'shapefeed'::regnamespace and c.relkind = 'r')::int8 as disk_bytes
   from shapefeed._server() s cross join waiting w left join newest n on true;
+
+comment on view shapefeed.status is
+  'The state of the feed: head, lag, worker, disk.';
+comment on view shapefeed.tracked_tables is
+  'Tables that are captured, and from which position on.';

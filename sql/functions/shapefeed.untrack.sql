@@ -17,12 +17,15 @@ begin
     exception when lock_not_available then
       if shapefeed._in_transaction_block() or clock_timestamp() > give_up_at then
         raise exception using errcode = 'lock_not_available',
-          message = format('table %s is in use', "table"),
+          message = pg_catalog.format('table %s is in use', "table"),
           hint = 'CALL shapefeed.untrack() outside a transaction block when long transactions on the table have ended.';
       end if;
     end;
     commit;
     perform pg_sleep(pause_s);
-    pause_s := least(pause_s * 2, 0.5);
+    pause_s := least(pause_s + pause_s, 0.5);
   end loop;
 end $$;
+
+comment on procedure shapefeed.untrack(regclass) is
+  'Ends capturing a table, and every shape on it.';

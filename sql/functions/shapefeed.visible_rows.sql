@@ -3,7 +3,7 @@
 --   where        a condition on its rows; params: the values of $1, $2 ... in it
 --   columns      names of columns; null for all
 --   at_position  the end of a batch (shapefeed.batch); null for the newest
--- Returns a row an object, its values as text.
+-- Returns a row an object, its values as text. Of rows that are equal, where the table has no key, one.
 --   select * from shapefeed.visible_rows('projects', 'company = $1', '{7}');
 create function shapefeed.visible_rows(
   relation    regclass,
@@ -14,3 +14,6 @@ create function shapefeed.visible_rows(
 ) returns setof jsonb
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', 'visible_rows_wrapper';
+
+comment on function shapefeed.visible_rows is
+  'The rows of a table that the current user sees under a condition, as of a position.';

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { pgBin, scratchDir } from '../lib/index.mjs'
 import { benchDatabase, sequencerOf } from './lib/cluster.mjs'
+import { columns, values } from './lib/items.mjs'
 import { countLogged, untilSequenced } from './lib/log.mjs'
 import { clusterCpu } from './lib/processes.mjs'
 import { check, figure, remark } from './lib/report.mjs'
@@ -17,22 +18,14 @@ const ROWS = 100_000
 const CLIENTS = 4
 const TWINS = ['plain', 'tracked']
 
-/** About 195 bytes a row, of the usual types. */
-const columns = `id int primary key, n int, company bigint, title text, status text, amount numeric(12,2),
-  meta jsonb, changed timestamptz`
-const values = `select i as id, 0 as n, i % 997 as company, 'Title of item number ' || i as title,
-  (array['open', 'done', 'late'])[1 + i % 3] as status, i * 1.37 as amount,
-  jsonb_build_object('who', 'user' || i % 1000, 'tags', array['a', 'b', 'c']) as meta, now() as changed
-  from generate_series(1, ${ROWS}) i`
-
 const filled = (fillfactor) => TWINS.map((twin) => `create table ${twin} (${columns}) with (fillfactor = ${fillfactor});
-  insert into ${twin} ${values};`).join('\n')
+  insert into ${twin} ${values(ROWS)};`).join('\n')
 
 const setUp = {
   empty: TWINS.map((twin) => `create table ${twin} (${columns}); create sequence ${twin}_ids cache 1000;`).join('\n'),
   filled: filled(100),
   roomy: filled(45),
-  source: `create table source as ${values};
+  source: `create table source as ${values(ROWS)};
     ${TWINS.map((twin) => `create table ${twin} (${columns});`).join('\n')}`,
   counters: TWINS.map((twin) => `create table ${twin} (id int primary key, n int not null, body text);
     alter table ${twin} alter body set storage external;

@@ -3,11 +3,14 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from '../lib/index.mjs'
 import { capture } from './capture.mjs'
+import { latency } from './latency.mjs'
 import { startBenchCluster } from './lib/cluster.mjs'
 import { describeMachine, probeFsync } from './lib/machine.mjs'
 import { allFigures, failures, printTable } from './lib/report.mjs'
+import { snapshot } from './snapshot.mjs'
+import { transaction } from './transaction.mjs'
 
-const suites = { capture }
+const suites = { latency, snapshot, transaction, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { pgBin, root, scratchDir, startCluster } from '../lib/index.mjs'
-import { endsOf, replay, trackedDatabase } from './setup.mjs'
+import { endsOf, replay, sqlstate, trackedDatabase } from './setup.mjs'
 
 let cluster, plain
 before(async () => {
@@ -112,6 +112,16 @@ test('H9 a loop of subtransactions spills: memory is bounded, and what is rolled
   assert.deepEqual(captured, truth.map(({ id }) => id))
 })
 
+test('H9 the file is not counted against temp_file_limit, which must not fail a write that it would not fail untracked', async () => {
+  const database = await trackedDatabase(cluster, 'create table m (id int primary key, pad text)', ['m'])
+  await database.query(`set temp_file_limit = '1MB'; set shapefeed.capture_memory = '64kB'`)
+  const rows = (from) => `insert into m select g, repeat(md5(g::text), 30) from generate_series(${from}, ${from} + 4999) g`
+  await database.query(rows(1))
+  await database.query(`begin; savepoint a; ${rows(5001)}; savepoint b; ${rows(10001)}; rollback to b; commit`)
+  assert.equal((await database.sequenced()).flatMap(({ records }) => records).length, 10_000)
+  assert.equal(await sqlstate(database.query('select count(*) from (select * from m order by pad) x')), '53400', 'it still holds for queries')
+})
+
 test('H10 a counter beside a large out-of-line value: the value is not copied until it changes', async () => {
   const database = await trackedDatabase(cluster, `
     create table d (id int primary key, n int, body text);
@@ -161,6 +171,8 @@ test('H11 TRUNCATE of a leaf ends the epoch of all tables above it, also of a le
   assert.deepEqual(await truncations(), [3, 2])
   await database.query('create table p3 (id int); alter table p attach partition p3 for values from (200) to (300); truncate p3')
   assert.deepEqual(await truncations(), [4, 2])
+  await database.query('create schema s create table p4 partition of public.p for values from (300) to (400); truncate s.p4')
+  assert.deepEqual(await truncations(), [5, 2])
   await database.query('truncate p2')
   assert.ok((await truncations())[1] > 2)
 })

@@ -21,14 +21,21 @@ const positions = (database) => database.query('select position, xid::text from 
 const eras = (database) => database.query('select first_position, timeline from shapefeed.era order by first_position')
 const waitHead = (database, after) => waitFor(async () => BigInt(await database.head()) > BigInt(after), { what: `a head above ${after}` })
 
-test('C3 what has a position is durable, and so is its transaction', async (t) => {
+for (const start of ['off', 'on']) test(`C3 what has a position is durable, and so is its transaction; synchronous_commit = ${start} at start`, async (t) => {
   // A WAL writer that never comes: what is not flushed by a commit is lost at an immediate stop.
-  const own = await startCluster({ conf: ['synchronous_commit=off', 'wal_writer_delay=10s', 'checkpoint_timeout=1h', 'bgwriter_delay=10s'] })
+  const own = await startCluster({ conf: [`synchronous_commit=${start}`, 'wal_writer_delay=10s', 'checkpoint_timeout=1h', 'bgwriter_delay=10s'] })
   t.after(() => own.stop())
   const database = await trackedDatabase(own, pair, ['n'])
   const before = await database.head()
-  await database.query('update n set v = 7 where id = 1')
+  // The default when the sequencer starts is one thing, what it becomes is another.
+  await database.query('alter system set synchronous_commit = off')
+  await database.query('select pg_reload_conf()')
+  await waitFor(async () => (await database.query('show synchronous_commit'))[0].synchronous_commit === 'off', { what: 'the setting' })
+  await database.query('update n set v = 6 where id = 1') // wakes a sequencer that may not have read it yet
   await waitHead(database, before)
+  const head = await database.head()
+  await database.query('update n set v = 7 where id = 1')
+  await waitHead(database, head)
   const served = await positions(database)
   await database.query('update n set v = 8 where id = 2') // this one may be lost
   await own.stopImmediate()
@@ -216,6 +223,35 @@ test('H12 databases with a sequencer can be copied, renamed and dropped; sequenc
   await cluster.psql('update n set v = v + 1', { database: name })
   await waitFor(async () => await pending(name) === '0', { what: 'a sequencer that was killed is started again' })
   await cluster.psql(`drop database ${name}`)
+})
+
+test('H12 who may not drop or copy a database does not stop its sequencer', async () => {
+  const database = await trackedDatabase(cluster, pair, ['n'])
+  await database.query(`do $$ begin create role h12_stranger login; exception when duplicate_object then null; end $$`)
+  const stranger = await cluster.connect({ user: 'h12_stranger' })
+  const pid = async () => (await database.query('select worker_pid from shapefeed.status'))[0].worker_pid
+  const before = await pid()
+  assert.ok(before)
+  for (const statement of [`drop database ${database.name}`, `create database h12_copy template ${database.name}`,
+    `alter database ${database.name} rename to h12_other`]) {
+    assert.equal(await sqlstate(stranger.query(statement)), '42501', statement)
+    assert.equal(await pid(), before, statement)
+  }
+})
+
+test('H12 databases can be dropped as soon as the server has started, and their slots serve others', async (t) => {
+  const own = await startCluster({ conf: [...conf, 'shapefeed.max_databases=2'] })
+  t.after(() => own.stop())
+  for (let round = 0; round < 3; round++) {
+    // The second is dropped without the extension: its slot is nobody's as well.
+    const [first, second] = [await trackedDatabase(own, pair, ['n']), await trackedDatabase(own, pair, ['n'])]
+    assert.deepEqual(await first.query('select worker from shapefeed.status'), [{ worker: 'running' }])
+    await second.query('drop extension shapefeed')
+    await Promise.all([first.client.end(), second.client.end()])
+    await own.restart()
+    await first.drop()
+    await second.drop()
+  }
 })
 
 test('H12 the launcher finds the databases at start, without a writer', async (t) => {

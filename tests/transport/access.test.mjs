@@ -148,3 +148,15 @@ test('clients that go away leave their places', async () => {
     await waitFor(async () => await live() === 0 && (await next()).status === 200, { what: 'there is room again' })
   }
 })
+
+test("Electric's names of settings count", async () => {
+  const ours = { SHAPEFEED_INSECURE: undefined, SHAPEFEED_ALLOW_DELETE: undefined, SHAPEFEED_DATABASE_URL: undefined, SHAPEFEED_LONG_POLL_TIMEOUT_MS: undefined }
+  const theirs = { DATABASE_URL: site.database.url, ELECTRIC_SECRET: secret, ELECTRIC_ENABLE_INTEGRATION_TESTING: 'true', ELECTRIC_CACHE_MAX_AGE: '7', ELECTRIC_LONG_POLL_TIMEOUT: '300' }
+  const { api } = await site.another({ env: { ...ours, ...theirs } })
+  assert.equal((await api.get({ table: 'items', offset: '-1' })).status, 401)
+  const follower = await api.follow({ table: 'items', secret })
+  assert.match(follower.answers.at(-1).cacheControl, /max-age=7,/)
+  const idle = await follower.live()
+  assert.ok(idle.hasData === 'false' && idle.ms < 5000)
+  assert.equal((await api.delete({ table: 'items', secret })).status, 202)
+})

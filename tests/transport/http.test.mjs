@@ -135,7 +135,7 @@ test('half a TLS configuration, or a file that is none, is refused at the start'
 })
 
 test('slow connections: silence is fine, half a request or an answer that is not taken is not', async () => {
-  const { sidecar } = await site.another({ env: { SHAPEFEED_HEADER_TIMEOUT: '1', SHAPEFEED_STALL_TIMEOUT: '2', SHAPEFEED_IDLE_TIMEOUT: '6' } })
+  const { sidecar } = await site.another({ env: { SHAPEFEED_HEADER_TIMEOUT: '1', SHAPEFEED_SEND_TIMEOUT: '2', SHAPEFEED_IDLE_TIMEOUT: '6' } })
   const [silent, half, trickling] = await Promise.all([0, 0, 0].map(() => connection(sidecar.port)))
   half.socket.write('GET / HTTP/1.1\r\nhost: x\r\n')
   const trickle = setInterval(() => trickling.socket.write('x'), 200)
@@ -152,7 +152,7 @@ test('slow connections: silence is fine, half a request or an answer that is not
 })
 
 test('clients that take nothing cost little, and are cut', async () => {
-  const { sidecar, api } = await site.another({ env: { SHAPEFEED_STALL_TIMEOUT: '3', SHAPEFEED_LOG_LEVEL: 'debug' } })
+  const { sidecar, api } = await site.another({ env: { SHAPEFEED_SEND_TIMEOUT: '3', SHAPEFEED_LOG_LEVEL: 'debug' } })
   const rss = () => Number(readFileSync(`/proc/${sidecar.pid}/status`, 'utf8').match(/VmRSS:\s+(\d+) kB/)[1]) * 1024
   await api.start({ table: 'wide' })
   const before = rss()
@@ -172,7 +172,7 @@ test('clients that take nothing cost little, and are cut', async () => {
 })
 
 test('a client that is slow but takes its answer gets all of it', async () => {
-  const { sidecar } = await site.another({ env: { SHAPEFEED_STALL_TIMEOUT: '2' } })
+  const { sidecar } = await site.another({ env: { SHAPEFEED_SEND_TIMEOUT: '2' } })
   const request = http.get(`${sidecar.url}/v1/shape?table=wide&offset=-1`)
   const [response] = await once(request, 'response')
   const length = Number(response.headers['content-length'])

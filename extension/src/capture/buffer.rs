@@ -2,7 +2,7 @@
 //!
 //! Entries are length-prefixed, back to back, in memory or, once they are many, in a temporary file with the rest in
 //! memory behind it. Subtransaction ids only grow, and a subtransaction that ends is the newest one: so rolling back
-//! `s` removes every entry from the first one that `s` or a later one wrote, and committing one changes nothing.
+//! `s` removes every entry from the first one that `s` or a later one wrote, and committing one hands them to its parent.
 
 /// First byte of an entry that is a note (JSON) and not a record of [`crate::record`].
 pub const NOTE: u8 = b'N';
@@ -98,6 +98,22 @@ impl<S: Spill> Buffer<S> {
         }
     }
 
+    /// Gives what `subtransaction` added to its parent: nothing is remembered of a subtransaction that is over.
+    pub fn keep(&mut self, subtransaction: u32, parent: u32) {
+        let kept = self.starts.partition_point(|&(id, _)| id < subtransaction);
+        let Some(&(_, place)) = self.starts.get(kept) else {
+            return;
+        };
+        self.starts.truncate(kept);
+        if self
+            .starts
+            .last()
+            .is_none_or(|&(newest, _)| newest < parent)
+        {
+            self.starts.push((parent, place));
+        }
+    }
+
     /// Moves what is in memory to the file.
     pub fn spill(&mut self, create: impl FnOnce() -> S) {
         let file = self.file.get_or_insert_with(create);
@@ -186,12 +202,35 @@ mod tests {
         put(&mut b, 3, "c");
         b.drop_from(3);
         put(&mut b, 2, "d"); // 2 goes on after its child is gone
-        put(&mut b, 1, "e"); // 2 is committed
+        b.keep(2, 1);
+        put(&mut b, 1, "e");
         put(&mut b, 4, "f");
         b.drop_from(4);
         assert_eq!(texts(&mut b), ["a", "b", "d", "e"]);
-        b.drop_from(2); // a later sibling may still take its committed child along
+    }
+
+    #[test]
+    fn a_parent_that_is_rolled_back_takes_its_committed_children_along() {
+        let mut b = Buffer::default();
+        put(&mut b, 1, "a");
+        put(&mut b, 3, "b"); // 2 has written nothing yet
+        b.keep(3, 2);
+        put(&mut b, 4, "c");
+        b.keep(4, 2);
+        put(&mut b, 2, "d");
+        b.keep(5, 2); // wrote nothing
+        b.drop_from(2);
         assert_eq!(texts(&mut b), ["a"]);
+    }
+
+    #[test]
+    fn subtransactions_that_are_over_take_no_memory() {
+        let mut b = Buffer::default();
+        for subtransaction in 2..1000 {
+            put(&mut b, subtransaction, "x");
+            b.keep(subtransaction, 1);
+        }
+        assert_eq!(b.starts.len(), 1);
     }
 
     #[test]

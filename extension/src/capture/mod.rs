@@ -134,6 +134,11 @@ pub fn roll_back_to(subtransaction: u32) {
     CAPTURE.with_borrow_mut(|capture| capture.buffer.drop_from(subtransaction));
 }
 
+/// A subtransaction is committed: what it captured is its parent's.
+pub fn keep_in_parent(subtransaction: u32, parent: u32) {
+    CAPTURE.with_borrow_mut(|capture| capture.buffer.keep(subtransaction, parent));
+}
+
 /// The transaction has ended, or was prepared. True if it put something into the log.
 pub fn end_transaction(committed: bool) -> bool {
     let ended = CAPTURE.take();

@@ -12,9 +12,7 @@ use super::{take_end, take_note};
 use crate::error::{Error, Result};
 use crate::pg::owner;
 use crate::pg::relation::{self, Facts, Lock, Relation};
-
-const ROW_TRIGGER: &str = "shapefeed_capture";
-const TRUNCATE_TRIGGER: &str = "shapefeed_truncate";
+use crate::pg::trigger::{ROW_TRIGGER, TRUNCATE_TRIGGER};
 
 /// Oids below are those of objects that initdb made.
 const FIRST_NORMAL_OID: u32 = 16384;
@@ -196,9 +194,12 @@ fn install_on_partition(partition: u32) {
     }
 }
 
+/// The table has the trigger as it is made here. One of that name that fires less would lose changes.
 fn has_trigger(relid: u32, trigger: &str) -> bool {
     ask(
-        "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2)",
+        "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgqual is null
+           and tgfoid = 'shapefeed.capture'::pg_catalog.regproc and pg_catalog.cardinality(tgattr::int2[]) = 0
+           and tgtype = case $2 when 'shapefeed_capture' then 29 else 32 end)",
         relid,
         trigger,
     )

@@ -96,11 +96,10 @@ pub fn connect_without_database() {
     BackgroundWorker::connect_worker_to_spi(None, None);
 }
 
-/// Sets the session up: what this worker commits is durable before anybody sees it, whatever the defaults are.
-pub fn use_durable_commits() {
-    if commits_may_be_lost() {
-        set("synchronous_commit", "on");
-    }
+/// Sets the session up: what this worker commits is durable before anybody sees it, whatever the defaults are or become
+/// while it runs.
+pub fn use_sequencer_settings() {
+    set("synchronous_commit", durable_commit());
     set("default_transaction_isolation", "read committed");
     set("default_transaction_read_only", "off");
     set("statement_timeout", "0");
@@ -109,14 +108,18 @@ pub fn use_durable_commits() {
     set("search_path", "pg_catalog");
 }
 
-/// As [`use_durable_commits`], for the transaction that runs only.
-pub fn use_durable_commits_in_transaction() {
-    if commits_may_be_lost() {
+/// As [`use_sequencer_settings`], for the transaction that runs only.
+pub fn use_sequencer_settings_in_transaction() {
+    for (name, value) in [
+        ("synchronous_commit", durable_commit()),
+        ("search_path", "pg_catalog"),
+    ] {
+        let (name, value) = c_strings(name, value);
         // SAFETY: set_config_option() copies both strings; GUC_ACTION_LOCAL ends with the transaction.
         unsafe {
             pg_sys::set_config_option(
-                c"synchronous_commit".as_ptr(),
-                c"on".as_ptr(),
+                name.as_ptr(),
+                value.as_ptr(),
                 pg_sys::GucContext::PGC_USERSET,
                 pg_sys::GucSource::PGC_S_SESSION,
                 pg_sys::GucAction::GUC_ACTION_LOCAL,
@@ -128,18 +131,24 @@ pub fn use_durable_commits_in_transaction() {
     }
 }
 
-fn commits_may_be_lost() -> bool {
+/// `synchronous_commit` as it is, or `on` where that would be less.
+fn durable_commit() -> &'static str {
+    use pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY;
     // SAFETY: a variable of the process that the setting keeps.
-    unsafe {
-        pg_sys::synchronous_commit < pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32
+    if unsafe { pg_sys::synchronous_commit } == SYNCHRONOUS_COMMIT_REMOTE_APPLY as i32 {
+        "remote_apply"
+    } else {
+        "on"
     }
 }
 
+fn c_strings(name: &str, value: &str) -> (CString, CString) {
+    let c_string = |text| CString::new(text).expect("no zero byte");
+    (c_string(name), c_string(value))
+}
+
 fn set(name: &str, value: &str) {
-    let (name, value) = (
-        CString::new(name).expect("no zero byte"),
-        CString::new(value).expect("no zero byte"),
-    );
+    let (name, value) = c_strings(name, value);
     // SAFETY: SetConfigOption() copies both strings.
     unsafe {
         pg_sys::SetConfigOption(

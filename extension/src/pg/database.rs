@@ -79,6 +79,19 @@ pub fn timeline() -> i32 {
     unsafe { pg_sys::GetWALInsertionTimeLine() as i32 }
 }
 
+/// A database belongs to the current user (or that is a superuser).
+pub fn owns(database: u32) -> bool {
+    // SAFETY: a syscache look-up inside a transaction.
+    unsafe {
+        let (database, user) = (Oid::from_u32(database), pg_sys::GetUserId());
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let owns = pg_sys::pg_database_ownercheck(database, user);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let owns = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, user);
+        owns
+    }
+}
+
 /// The extension belongs to the current user (or that is a superuser).
 pub fn owns_extension(extension: Oid) -> bool {
     // SAFETY: a syscache look-up inside a transaction.

@@ -2,7 +2,8 @@
 
 use pgrx::pg_sys::{self, Oid};
 
-/// Runs `f` as `owner`; the rights that were there before come back, also after an error.
+/// Runs `f` as `owner`; the rights that were there before come back, also after an error. Names and operators in SQL mean
+/// Postgres' own meanwhile: with the caller's search_path his operators would run with the owner's rights.
 pub fn run_as<T>(owner: u32, f: impl FnOnce() -> T) -> T {
     let _back = Back::enter(owner);
     f()
@@ -11,25 +12,38 @@ pub fn run_as<T>(owner: u32, f: impl FnOnce() -> T) -> T {
 struct Back {
     user: Oid,
     context: i32,
+    guc_level: i32,
 }
 
 impl Back {
     fn enter(owner: u32) -> Back {
         let (mut user, mut context) = (Oid::INVALID, 0);
         // SAFETY: as security definer functions do it; put back by Drop, or by the abort of the (sub)transaction.
-        unsafe {
+        let guc_level = unsafe {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
             pg_sys::SetUserIdAndSecContext(Oid::from_u32(owner), context | local);
+            pg_sys::NewGUCNestLevel()
+        };
+        super::role::pin(c"search_path", c"pg_catalog, pg_temp");
+        Back {
+            user,
+            context,
+            guc_level,
         }
-        Back { user, context }
     }
 }
 
 impl Drop for Back {
     fn drop(&mut self) {
-        // SAFETY: what enter() read.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: undoes enter() in reverse order, in the same transaction nesting level.
+        unsafe {
+            pg_sys::AtEOXact_GUC(false, self.guc_level);
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
     }
 }
 

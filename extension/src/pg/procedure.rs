@@ -71,11 +71,9 @@ v1!(/** `call shapefeed.sequence()` */ shapefeed_sequence, pg_finfo_shapefeed_se
 
 /// Gives up the snapshot that a CALL holds, so that nothing of the session holds back vacuum while it sleeps.
 pub fn release_snapshot() -> Result<(), Error> {
-    // SAFETY: at top level the portal's snapshot is the only active one, and the portal allows for its being gone.
+    // SAFETY: as COMMIT in a procedure does it: portals forget their snapshots, and take new ones when they go on.
     unsafe {
-        if pg_sys::ActiveSnapshotSet() {
-            pg_sys::PopActiveSnapshot();
-        }
+        pg_sys::ForgetPortalSnapshots();
         xact::forget_catalog_snapshot();
         if pg_sys::HaveRegisteredOrActiveSnapshot() {
             return Err(Error::Sql(

@@ -98,7 +98,8 @@ impl Drop for AsRole {
     }
 }
 
-fn pin(name: &CStr, value: &CStr) {
+/// Sets a setting until the nest level that was opened last ends.
+pub(super) fn pin(name: &CStr, value: &CStr) {
     // SAFETY: GUC_ACTION_SAVE ties the value to the nest level opened before; the strings are copied. PGC_SUSET, since
     // it is shapefeed that sets lc_messages and not the role.
     unsafe {

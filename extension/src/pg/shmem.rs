@@ -141,21 +141,30 @@ impl Slot {
         self.database.store(0, Ordering::Release);
     }
 
-    /// This process is the sequencer of the slot's database.
-    pub fn register_worker(&self) {
-        // SAFETY: MyLatch is the process latch in shared memory once a background worker has started.
-        unsafe {
-            self.worker_latch.store(pg_sys::MyLatch, Ordering::Release);
-            self.worker_pid
-                .store(pg_sys::MyProcPid as u32, Ordering::Release);
+    /// Makes this process the sequencer of the slot's database; false if there is one. Two would each go on from what
+    /// they remember, and give one transaction two positions.
+    pub fn register_worker(&self) -> bool {
+        let registered = self.replace_worker(0, my_pid());
+        if registered {
+            // SAFETY: MyLatch is the process latch in shared memory once a background worker has started.
+            unsafe { self.worker_latch.store(pg_sys::MyLatch, Ordering::Release) }
+        }
+        registered
+    }
+
+    /// This process is not the sequencer any more. Said again, when another one may be by now, it means nothing.
+    pub fn unregister_worker(&self) {
+        if self.worker_pid() == my_pid() {
+            self.worker_latch
+                .store(std::ptr::null_mut(), Ordering::Release);
+            self.replace_worker(my_pid(), 0);
         }
     }
 
-    /// This process is not the sequencer any more.
-    pub fn unregister_worker(&self) {
-        self.worker_pid.store(0, Ordering::Release);
-        self.worker_latch
-            .store(std::ptr::null_mut(), Ordering::Release);
+    fn replace_worker(&self, from: u32, to: u32) -> bool {
+        self.worker_pid
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     /// Process id of the sequencer; 0 = none runs.
@@ -205,6 +214,11 @@ impl Slot {
     fn head_moved(&self) -> *mut pg_sys::ConditionVariable {
         (&raw const self.head_moved).cast_mut()
     }
+}
+
+fn my_pid() -> u32 {
+    // SAFETY: a variable of the process, set once.
+    unsafe { pg_sys::MyProcPid as u32 }
 }
 
 /// This process is the launcher.

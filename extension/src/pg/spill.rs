@@ -15,16 +15,9 @@ pub struct SpillFile {
 impl SpillFile {
     /// Makes an empty file. It survives the rollback of the subtransaction that it is made in.
     pub fn create() -> SpillFile {
-        // SAFETY: the owner and the context of the top transaction live until its end; both settings are put back.
-        unsafe {
-            let (owner, context) = (pg_sys::CurrentResourceOwner, pg_sys::CurrentMemoryContext);
-            pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
-            pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
-            let file = pg_sys::BufFileCreateTemp(false);
-            pg_sys::CurrentResourceOwner = owner;
-            pg_sys::CurrentMemoryContext = context;
-            SpillFile { file }
-        }
+        // SAFETY: the file lives as long as the owner and the context of the top transaction.
+        let file = unsafe { in_top_transaction(|| pg_sys::BufFileCreateTemp(false)) };
+        SpillFile { file }
     }
 
     fn seek(&mut self, place: u64) {
@@ -68,14 +61,30 @@ impl SpillFile {
     pub fn forget(self) {}
 }
 
-/// Files that a BufFile adds when it grows belong to the current owner, so that must be the top transaction's.
+/// Files that a BufFile adds when it grows belong to the current owner, so that must be the top transaction's. And
+/// temp_file_limit is about queries: it must not fail a write that would succeed if the table was not tracked.
 unsafe fn in_top_transaction<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: both owners live for the whole transaction; it is put back (an error resets it anyway).
+    struct Back(pg_sys::ResourceOwner, pg_sys::MemoryContext, i32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            // SAFETY: what was there before; they outlive this call.
+            unsafe {
+                pg_sys::CurrentResourceOwner = self.0;
+                pg_sys::CurrentMemoryContext = self.1;
+                pg_sys::temp_file_limit = self.2;
+            }
+        }
+    }
+    // SAFETY: the top transaction's own live until its end; put back on every way out.
     unsafe {
-        let owner = pg_sys::CurrentResourceOwner;
+        let _back = Back(
+            pg_sys::CurrentResourceOwner,
+            pg_sys::CurrentMemoryContext,
+            pg_sys::temp_file_limit,
+        );
         pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
-        let value = f();
-        pg_sys::CurrentResourceOwner = owner;
-        value
+        pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
+        pg_sys::temp_file_limit = -1;
+        f()
     }
 }

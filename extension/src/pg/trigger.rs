@@ -8,8 +8,10 @@ use crate::capture;
 use crate::error::Error;
 use crate::record::{self, Kind, SKIPPED_HEADER_BYTES, Tid};
 
-/// Start of the name that our triggers have.
-pub const TRIGGER_PREFIX: &str = "shapefeed_";
+/// Name of the trigger that captures rows.
+pub const ROW_TRIGGER: &str = "shapefeed_capture";
+/// Name of the trigger that captures TRUNCATE.
+pub const TRUNCATE_TRIGGER: &str = "shapefeed_truncate";
 
 /// One firing of the trigger.
 pub struct Change {
@@ -48,15 +50,17 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
     // triggers get the stored versions, with their TIDs.
     unsafe {
         let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
-        if data.is_null()
-            || (*data).type_ != pg_sys::NodeTag::T_TriggerData
-            || !is_ours((*data).tg_trigger)
-        {
+        if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
             return None;
         }
         let event = (*data).tg_event;
         let after = event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER;
         let row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+        // Exactly ours: a second trigger that calls the function would have each change in the log twice.
+        let ours = if row { ROW_TRIGGER } else { TRUNCATE_TRIGGER };
+        if !has_name((*data).tg_trigger, ours) {
+            return None;
+        }
         let none = std::ptr::null_mut();
         let (kind, old, new) = match (event & pg_sys::TRIGGER_EVENT_OPMASK, row) {
             (pg_sys::TRIGGER_EVENT_INSERT, true) => (Kind::Insert, none, (*data).tg_trigtuple),
@@ -76,10 +80,10 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
     }
 }
 
-unsafe fn is_ours(trigger: *const pg_sys::Trigger) -> bool {
+unsafe fn has_name(trigger: *const pg_sys::Trigger, name: &str) -> bool {
     // SAFETY: a trigger's name is a C string.
-    let name = unsafe { std::ffi::CStr::from_ptr((*trigger).tgname) };
-    name.to_bytes().starts_with(TRIGGER_PREFIX.as_bytes())
+    let its_name = unsafe { std::ffi::CStr::from_ptr((*trigger).tgname) };
+    its_name.to_bytes() == name.as_bytes()
 }
 
 impl Change {

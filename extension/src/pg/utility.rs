@@ -167,9 +167,10 @@ unsafe extern "C-unwind" fn concern_of(node: *mut pg_sys::Node) -> Concern {
         if name.is_null() || !pg_sys::IsTransactionState() {
             return Concern::Nothing;
         }
+        // Whom Postgres is going to refuse must not stop the sequencer first.
         match database::by_name(&CStr::from_ptr(name).to_string_lossy()) {
-            Some(oid) => Concern::Alone(oid),
-            None => Concern::Nothing,
+            Some(oid) if database::owns(oid) => Concern::Alone(oid),
+            _ => Concern::Nothing,
         }
     }
 }

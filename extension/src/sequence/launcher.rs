@@ -58,10 +58,19 @@ fn visit_all() -> Wake {
 
 /// Starts the sequencers that are wanted and do not run. Says whether one must be looked at again soon.
 fn start_wanted(started_us: &mut HashMap<u32, i64>) -> bool {
+    let without = |slot: &&Slot| slot.database() != 0 && slot.worker_pid() == 0;
+    if !shmem::slots().iter().any(|slot| without(&slot)) {
+        return false;
+    }
+    let databases = background::in_transaction(database::all);
+    let exists = |oid| databases.iter().any(|database| database.oid == oid);
     let mut waiting = false;
-    for slot in shmem::slots().iter().filter(|slot| is_missing(slot)) {
-        if !database_exists(slot.database()) {
+    for slot in shmem::slots().iter().filter(without) {
+        if !exists(slot.database()) {
             slot.release();
+            continue;
+        }
+        if !slot.wanted.load(Ordering::Acquire) {
             continue;
         }
         let now = xact::clock_us();
@@ -74,14 +83,4 @@ fn start_wanted(started_us: &mut HashMap<u32, i64>) -> bool {
         waiting = true;
     }
     waiting
-}
-
-fn is_missing(slot: &Slot) -> bool {
-    slot.database() != 0 && slot.wanted.load(Ordering::Acquire) && slot.worker_pid() == 0
-}
-
-fn database_exists(oid: u32) -> bool {
-    background::in_transaction(database::all)
-        .iter()
-        .any(|database| database.oid == oid)
 }

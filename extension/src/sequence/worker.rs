@@ -20,24 +20,27 @@ enum Stop {
 
 /// Runs until told to stop. `database` is the oid that the launcher gave.
 pub fn run(database: u32) {
+    // Claimed before this process is in the way of DROP DATABASE: that finds the slot and asks us to go.
+    let slot = shmem::slot(database);
     background::connect(database);
-    if background::in_transaction(relation::our_extension).is_none() {
-        if let Some(slot) = shmem::existing_slot(database) {
-            slot.wanted.store(false, Ordering::Release);
+    let has_extension = || background::in_transaction(relation::our_extension).is_some();
+    if !has_extension() {
+        slot.inspect(|slot| slot.release());
+        // Made meanwhile? Its maker has asked for us in the slot that we gave back.
+        if !has_extension() {
+            return;
         }
-        return;
     }
     let Some(slot) = shmem::slot(database) else {
         pgrx::log!("shapefeed: no slot for this database; raise shapefeed.max_databases");
         return;
     };
     slot.wanted.store(true, Ordering::Release);
-    if slot.worker_pid() != 0 {
+    background::use_sequencer_settings();
+    background::unregister_at_exit(slot);
+    if !slot.register_worker() {
         return;
     }
-    background::use_durable_commits();
-    background::unregister_at_exit(slot);
-    slot.register_worker();
     pgrx::log!("shapefeed: sequencer started");
     match sequence_until_stopped(slot) {
         Stop::NoExtension => slot.wanted.store(false, Ordering::Release),
@@ -94,7 +97,7 @@ fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
 
 /// One step in a session's own transaction, on a server where no worker takes it.
 pub fn step_in_session(extension: pgrx::pg_sys::Oid) -> Result<()> {
-    background::use_durable_commits_in_transaction();
+    background::use_sequencer_settings_in_transaction();
     database::lock_sequencing(extension);
     // A worker registers before it takes the lock: so if none is there now, a later one reads what we write.
     if shmem::existing_slot(database::current()).is_some_and(|slot| slot.worker_pid() != 0) {

@@ -235,12 +235,12 @@ fn read_clause(
     };
     let wrong = |Refused(text)| Answer::Wrong("where", text);
     let given = expr::analyze(table.relid, clause, params).map_err(wrong)?;
-    let Some(text) = given.text else {
+    let Some(text) = given.text.clone() else {
         return Ok((None, given.named_columns));
     };
     // What other functions are given is this text: it must be read back as what it was written from.
     let again = expr::analyze(table.relid, &text, &[]).map_err(wrong)?;
-    if again.text.as_ref() != Some(&text) {
+    if again.text.as_ref() != Some(&text) || !again.is(&given) {
         return Err(Answer::Wrong(
             "where",
             format!("the clause has no canonical form: {text}"),

@@ -46,7 +46,7 @@ pub struct Entry {
 }
 
 /// Reads a stretch of a shape's log. Also returns the position up to which the log is evaluated; none if the stretch was
-/// cut by its size.
+/// cut by its size, and there is more.
 ///
 /// The log is locked for some transactions at a time: each look is complete in itself, so retention gets its turn.
 pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Option<i64>)> {
@@ -243,11 +243,15 @@ struct Entries {
 }
 
 impl Entries {
-    /// Adds an entry; false when that was the last to fit.
+    /// Adds an entry; false when it does not fit any more. Only that cuts the stretch: a full one without a next
+    /// entry has reached the end.
     fn add(&mut self, entry: Entry) -> bool {
-        self.bytes += entry.message.len() as u64;
-        self.entries.push(entry);
-        self.bytes < self.stretch.max_bytes
+        let fits = self.bytes < self.stretch.max_bytes;
+        if fits {
+            self.bytes += entry.message.len() as u64;
+            self.entries.push(entry);
+        }
+        fits
     }
 }
 

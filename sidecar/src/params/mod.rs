@@ -42,6 +42,19 @@ pub struct ShapeParams {
     pub log: Log,
 }
 
+impl ShapeParams {
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        let texts = self.condition.iter().chain(&self.params);
+        let columns = self.columns.iter().flatten();
+        size_of::<Self>()
+            + texts
+                .chain(columns)
+                .map(|text| size_of::<String>() + text.len())
+                .sum::<usize>()
+    }
+}
+
 /// `replica`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Replica {

@@ -8,7 +8,8 @@ function stat(pid) {
   const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
   const seconds = (n) => Number(fields[n]) / TICKS
-  return { parent: Number(fields[1]), own: onProcessor(pid) ?? seconds(11) + seconds(12), reaped: seconds(13) + seconds(14) }
+  const ticks = seconds(11) + seconds(12)
+  return { parent: Number(fields[1]), own: onProcessor(pid) ?? ticks, ticks, reaped: seconds(13) + seconds(14) }
 }
 
 /** The same as utime + stime in nanoseconds instead of ticks of 10 ms, where the kernel counts it; of single-threaded processes. */
@@ -20,6 +21,8 @@ function onProcessor(pid) {
   }
 }
 
+/** Milliseconds of CPU that a process with threads has used. */
+export const cpuMs = (pid) => stat(pid).ticks * 1000
 
 /**
  * Seconds of CPU that a whole cluster has used: postmaster, all of its children, and those that have ended

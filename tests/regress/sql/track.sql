@@ -85,6 +85,18 @@ insert into tricky values (1);
 create trigger shapefeed_before before insert on tricky for each row execute function shapefeed.capture();
 drop trigger not_shapefeed on tricky;
 insert into tricky values (1);
+drop trigger shapefeed_before on tricky;
+-- A second one would have each change in the log twice; one of our name that fires less would lose changes.
+call shapefeed.track('tricky');
+create trigger shapefeed_second after insert on tricky for each row execute function shapefeed.capture();
+insert into tricky values (1);
+call shapefeed.untrack('tricky');
+drop trigger shapefeed_second on tricky;
+create trigger shapefeed_capture after insert on tricky for each row when (false) execute function shapefeed.capture();
+call shapefeed.track('tricky');
+drop trigger shapefeed_capture on tricky;
+create trigger shapefeed_capture after insert or delete or update of id on tricky for each row execute function shapefeed.capture();
+call shapefeed.track('tricky');
 
 -- Untracking takes the triggers away.
 call shapefeed.untrack('plain');

@@ -37,6 +37,14 @@ pub struct Where {
     pub named_columns: Vec<i16>,
 }
 
+impl Where {
+    /// Are both the same expression, whatever their texts?
+    pub fn is(&self, other: &Where) -> bool {
+        // SAFETY: both trees live as long as the memory context that the caller analyzed them in.
+        unsafe { pg_sys::equal(self.tree.cast(), other.tree.cast()) }
+    }
+}
+
 /// Parses, checks and folds a where clause on a table that the caller has locked. `params` are the values of `$1`,
 /// `$2` and so on. Whatever is wrong with the text or the values comes back as a refusal, not as an error.
 pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
@@ -248,7 +256,34 @@ unsafe fn fold(typed: *mut Node) -> *mut Node {
             let (type_oid, typmod) = (pg_sys::exprType(node), pg_sys::exprTypmod(node));
             pg_sys::evaluate_expr(node.cast(), type_oid, typmod, pg_sys::exprCollation(node)).cast()
         });
-        pg_sys::eval_const_expressions(std::ptr::null_mut(), folded)
+        let folded = pg_sys::eval_const_expressions(std::ptr::null_mut(), folded);
+        tree::rewrite(folded, &mut |node| name_collation(node))
+    }
+}
+
+/// Folding makes a relabelling of `x COLLATE c`, of which deparsing tells the type only: this makes it a COLLATE again.
+unsafe fn name_collation(node: *mut Node) -> *mut Node {
+    // SAFETY: a node's tag tells its type; the rewritten tree is a copy, so its nodes may be changed.
+    unsafe {
+        if (*node).type_ != NodeTag::T_RelabelType {
+            return node;
+        }
+        let relabel = node.cast::<pg_sys::RelabelType>();
+        let arg = (*relabel).arg;
+        let (inner, outer) = (pg_sys::exprCollation(arg.cast()), (*relabel).resultcollid);
+        if inner == outer || inner == pg_sys::InvalidOid || outer == pg_sys::InvalidOid {
+            return node;
+        }
+        (*relabel).resultcollid = inner;
+        let same_type = pg_sys::exprType(arg.cast()) == (*relabel).resulttype
+            && pg_sys::exprTypmod(arg.cast()) == (*relabel).resulttypmod;
+        let collate =
+            pg_sys::palloc0(size_of::<pg_sys::CollateExpr>()).cast::<pg_sys::CollateExpr>();
+        (*collate).xpr.type_ = NodeTag::T_CollateExpr;
+        (*collate).arg = if same_type { arg } else { relabel.cast() };
+        (*collate).collOid = outer;
+        (*collate).location = -1;
+        collate.cast()
     }
 }
 

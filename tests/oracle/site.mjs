@@ -1,0 +1,181 @@
+// Everything that runs: a cluster with random tables, writers, two sidecars and clients; and rounds in which they all work.
+import assert from 'node:assert/strict'
+import { setMaxListeners } from 'node:events'
+import { freshDatabase, sleep, startCluster, startSidecar, waitFor } from '../lib/index.mjs'
+import { randomFrom } from '../lib/random.mjs'
+import { Books, Client } from './clients.mjs'
+import { randomTables, schemaSql } from './schema.mjs'
+import { assertSelect, compare, describe, randomShapes } from './shapes.mjs'
+import { Truth, auditSql, newTransitions } from './truth.mjs'
+import { Writer, newCounts } from './workload.mjs'
+
+const writers = 4
+
+export class Site {
+  env = { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '3000', SHAPEFEED_CHUNK_BYTES: '4000', SHAPEFEED_AUTO_TRACK: 'false' }
+  books = new Books()
+  counts = newCounts()
+  transitions = newTransitions()
+  ends = [] // { table, shape, position }: what may be answered with 409
+  killed = []
+
+  constructor(seed) {
+    Object.assign(this, { seed, random: randomFrom(seed) })
+  }
+
+  async start(shapeCount) {
+    this.cluster = await startCluster()
+    this.database = await freshDatabase(this.cluster)
+    this.tables = randomTables(this.random)
+    await this.database.psql(schemaSql(this.random, this.tables))
+    await this.database.psql(auditSql(this.tables))
+    await this.connect()
+    for (const { sqlName } of this.tables) await this.query(`call shapefeed.track('${sqlName}')`)
+    await waitFor(async () => (await this.query('select bool_and(ready) ok from shapefeed.tracked_tables')).rows[0].ok)
+    this.truth = new Truth(this, this.tables)
+    await this.truth.read()
+    this.shapes = await randomShapes(this.random, this.tables, shapeCount, this)
+    for (const shape of this.shapes) await this.truth.judge(shape)
+    this.sidecars = [await this.sidecar(), await this.sidecar()]
+    this.clients = this.shapes.map((shape, i) => this.client(shape, i))
+    this.writers = Array.from({ length: writers }, (_, number) => new Writer({ ...this, number }))
+    return this
+  }
+
+  sidecar() {
+    return startSidecar({ databaseUrl: this.database.url, env: this.env })
+  }
+
+  client(shape, i) {
+    const { sidecars, books, seed } = this
+    return new Client({ shape, sidecars, books, random: randomFrom(seed * 7919 + i) })
+  }
+
+  async connect() {
+    this.session?.end().catch(() => {})
+    this.session = await this.database.connect()
+  }
+
+  query(...query) {
+    return this.session.query(...query)
+  }
+
+  async stop() {
+    for (const client of this.clients ?? []) client.stop()
+    await Promise.all((this.sidecars ?? []).map((sidecar) => sidecar.stop()))
+    await this.cluster?.stop()
+  }
+
+  /** Writers commit `transactions`, clients follow, `meanwhile` happens in the midst of it; then all is compared. */
+  async round(transactions, meanwhile) {
+    const abort = new AbortController()
+    setMaxListeners(0, abort.signal)
+    const goal = { position: undefined, abort: abort.signal }
+    const following = Promise.all(this.clients.map((client) => follow(client, goal)))
+    await Promise.race([this.write(transactions, meanwhile), following])
+    goal.position = await this.settled()
+    abort.abort()
+    await inTime(following, this.clients)
+    await this.compare()
+    return goal.position
+  }
+
+  async write(transactions, meanwhile) {
+    const { counts } = this
+    const from = counts.committed
+    const half = () => counts.committed >= from + transactions / 2
+    let busy = true
+    const writing = Promise.all(this.writers.map((writer) => writer.run(() => busy || counts.committed < from + transactions)))
+    const other = (async () => {
+      while (!half()) await sleep(5)
+      await meanwhile?.(this)
+    })().finally(() => { busy = false })
+    await Promise.all([writing, other])
+  }
+
+  /** Waits until all that was committed has a position; returns the newest one. */
+  async settled() {
+    const { rows } = await this.query('select gid from pg_prepared_xacts')
+    for (const { gid } of rows) await this.query(`${this.random.chance(0.5) ? 'commit' : 'rollback'} prepared '${gid}'`)
+    await waitFor(async () => (await this.query('select pending = 0 done from shapefeed.status')).rows[0].done, { what: 'all is sequenced' })
+    return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head)
+  }
+
+  async compare() {
+    const { truth, books } = this
+    await truth.read()
+    for (const shape of this.shapes) {
+      await truth.judge(shape)
+      truth.count(shape, this.transitions)
+      books.checked += compare(truth, shape, this.clients.filter((client) => client.shape === shape))
+      await assertSelect(this, shape)
+    }
+    for (const conflict of books.conflicts) this.assertLegal(conflict)
+  }
+
+  /** A 409 is legal when something ended the handle: after its snapshot, and before it was used. */
+  assertLegal({ shape, handle, offset }) {
+    const pin = BigInt(handle.split('-')[1])
+    const legal = this.ends.some((end) => (end.table === shape.table || end.shape === shape) && end.position >= pin)
+    assert.ok(legal, `409 for ${handle} at ${offset}, which nothing ended: ${describe(shape)}`)
+  }
+
+  /** Kills something, and counts whether requests were under way. */
+  async kill([name, how]) {
+    await waitFor(() => this.books.inFlight > 0, { what: 'a request is in flight' })
+    this.killed.push({ name, inFlight: this.books.inFlight })
+    await how(this)
+  }
+
+  /** Empties a table, which ends its shapes. */
+  async truncate(table) {
+    await this.query(`truncate ${table.sqlName}`)
+    this.ends.push({ table, position: await this.settledNow() })
+  }
+
+  /** Has a client's shape deleted over HTTP. */
+  async rotate(shape) {
+    const query = new URLSearchParams(Object.entries(shape.request).filter(([, value]) => value !== undefined))
+    const answer = await fetch(`${this.sidecars[0].url}/v1/shape?${query}`, { method: 'DELETE' })
+    assert.equal(answer.status, 202, await answer.text())
+    this.ends.push({ shape, position: await this.settledNow() })
+  }
+
+  async settledNow() {
+    return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head) + 1_000n
+  }
+
+  /** Asks both sidecars for chunks that were closed before; `Books` compares. Returns how many answers were chunks. */
+  async askAgain(count) {
+    const asked = [...this.books.chunks.keys()]
+    const before = this.books.repeated
+    for (let i = 0; i < count && asked.length > 0; i++) {
+      const [path, shape] = this.books.paths.get(this.random.pick(asked))
+      for (const sidecar of this.sidecars) {
+        const answer = await fetch(`${sidecar.url}${path}`)
+        const text = await answer.text()
+        if (answer.status === 200) this.books.keep(path, text, answer.headers, shape)
+        else if (answer.status === 409) this.assertLegal({ shape, handle: new URLSearchParams(path.split('?')[1]).get('handle') ?? '0-0-0', offset: path })
+        else assert.equal(answer.status, 503, text)
+      }
+    }
+    return this.books.repeated - before
+  }
+}
+
+function follow(client, goal) {
+  return client.follow(goal).catch((error) => {
+    throw new Error(`${error.message}\n  ${client.describe()}`, { cause: error })
+  })
+}
+
+async function inTime(following, clients) {
+  let timer
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => {
+      const stuck = clients.filter(({ arrived }) => !arrived)
+      reject(new Error(`${stuck.length} clients are not up to date after 60 s; one: ${stuck[0].describe()}`))
+    }, 60_000)
+  })
+  await Promise.race([following, late]).finally(() => clearTimeout(timer))
+}
