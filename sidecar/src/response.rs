@@ -85,8 +85,8 @@ pub struct Packing<'a> {
 }
 
 impl Packing<'_> {
-    /// A response of a body, and what its etag begins with.
-    fn pack(self, content: Content) -> (Response, &'static str) {
+    /// A response of a body, compressed if that is worth it, and what its etag begins with.
+    pub fn pack(self, content: Content) -> (Response, &'static str) {
         let Some(coding) = self.compression.coding(&content, self.accepted) else {
             let length = content.len();
             let mut response = content.into_body().into_response();
