@@ -73,8 +73,11 @@ pub async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) ->
     if !matches!(*request.method(), Method::GET | Method::HEAD | Method::POST) {
         return next.run(request).await;
     }
-    let query = Query::parse(request.uri().query().unwrap_or(""));
-    match app.admission.enter(&query) {
+    // Not kept while the request is held.
+    let entered = app
+        .admission
+        .enter(&Query::parse(request.uri().query().unwrap_or("")));
+    match entered {
         Ok(permit) => {
             let answer = next.run(request).await;
             answer.map(|body| Body::new(Keeping::new(body, permit)))

@@ -57,25 +57,24 @@ impl Asked<'_> {
     pub async fn definition(&self) -> Result<Arc<Definition>, Error> {
         let (app, shape) = (self.app, &self.request.shape);
         if !self.request.live {
-            return app.definition(shape).await;
+            return Box::pin(app.definition(shape)).await;
         }
-        match app.definitions.recent(shape) {
-            Some(definition) => Ok(definition),
-            // A live request outlives a restart of the database.
-            None => patiently(self.deadline(), Error::is_passing, || app.definition(shape)).await,
+        if let Some(definition) = app.definitions.recent(shape) {
+            return Ok(definition);
         }
+        // A live request outlives a restart of the database.
+        let define = || app.definition(shape);
+        Box::pin(patiently(self.deadline(), Error::is_passing, define)).await
     }
 
-    /// The answer.
+    /// The answer. All but the wait is boxed: a held request must not take the room of what it does not do.
     pub async fn answer(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
         match &self.request.offset {
-            Offset::Start => self.initial(definition).await,
-            Offset::Now => self.now(definition).await,
+            Offset::Start => Box::pin(self.initial(definition)).await,
+            Offset::Now => Box::pin(self.now(definition)).await,
             Offset::Snapshot(cursor) => {
                 let handle = self.handle(definition)?;
-                self.app.check(definition, handle.pin, handle.pin).await?;
-                self.snapshot(definition, handle, Some(cursor.clone()))
-                    .await
+                Box::pin(self.next_of_snapshot(definition, handle, cursor)).await
             }
             Offset::SnapshotEnd | Offset::SnapshotInf | Offset::Log(_) => {
                 let handle = self.handle(definition)?;
@@ -87,7 +86,7 @@ impl Asked<'_> {
                 if self.request.live {
                     self.live(definition, handle, from).await
                 } else {
-                    self.catch_up(definition, handle, from).await
+                    Box::pin(self.catch_up(definition, handle, from)).await
                 }
             }
         }
@@ -102,7 +101,7 @@ impl Asked<'_> {
         handle.ok_or_else(|| Error::refetch("handle"))
     }
 
-    async fn first_handle(&self, definition: &Definition) -> Result<Handle, Error> {
+    async fn first_handle(&self, definition: &Arc<Definition>) -> Result<Handle, Error> {
         self.app
             .first_handle(definition, self.request.handle, self.request.expired)
             .await
@@ -148,6 +147,17 @@ impl Asked<'_> {
         })
     }
 
+    async fn next_of_snapshot(
+        &self,
+        definition: &Arc<Definition>,
+        handle: Handle,
+        cursor: &str,
+    ) -> Result<Answer, Error> {
+        self.app.check(definition, handle.pin, handle.pin).await?;
+        self.snapshot(definition, handle, Some(cursor.to_owned()))
+            .await
+    }
+
     /// A chunk of the snapshot; the last one says which transactions it holds.
     async fn snapshot(
         &self,
@@ -164,7 +174,7 @@ impl Asked<'_> {
             Some(next) => (Offset::Snapshot(next.clone()), None),
             None => (
                 Offset::SnapshotEnd,
-                Some(self.snapshot_end(handle.pin).await?),
+                Some(self.snapshot_end(definition, handle.pin).await?),
             ),
         };
         self.app
@@ -183,18 +193,13 @@ impl Asked<'_> {
         })
     }
 
-    async fn snapshot_end(&self, pin: i64) -> Result<String, Error> {
-        let batch = self
-            .app
-            .db
-            .batch(pin)
-            .await?
-            .ok_or_else(|| Error::refetch("batch"))?;
+    async fn snapshot_end(&self, definition: &Definition, pin: i64) -> Result<String, Error> {
+        let batch = self.app.batch(definition, pin).await?;
         Ok(protocol::snapshot_end(batch.xmin, batch.xmax, &batch.xip))
     }
 
     /// Nothing but where the log ends.
-    async fn now(&self, definition: &Definition) -> Result<Answer, Error> {
+    async fn now(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
         let handle = self.first_handle(definition).await?;
         let head = self
             .app
@@ -230,7 +235,7 @@ impl Asked<'_> {
                 let upto = upto.unwrap_or(from.position());
                 Ok(Answer {
                     has_data: true,
-                    ..self.idle(definition, handle, from, upto).await
+                    ..self.idle(definition, handle, from, upto, chunk.resting)
                 })
             }
         }
@@ -266,7 +271,11 @@ impl Asked<'_> {
                 let last_seen = (!closed).then_some(end.position());
                 Ok(self.news(definition, handle, messages, end, last_seen))
             }
-            Outcome::Idle(evaluated) => Ok(self.idle(definition, handle, from, evaluated).await),
+            Outcome::Idle(evaluated) => {
+                let head = Box::pin(self.app.recent_head()).await;
+                let resting = head.ok().and_then(|head| head.resting);
+                Ok(self.idle(definition, handle, from, evaluated, resting))
+            }
         }
     }
 
@@ -298,19 +307,14 @@ impl Asked<'_> {
 
     /// Nothing happened up to `evaluated`. The offset moves on to the newest resting position, the same one for all
     /// clients, so that none of them is left behind by retention.
-    async fn idle(
+    fn idle(
         &self,
         definition: &Definition,
         handle: Handle,
         from: Place,
         evaluated: i64,
+        resting: Option<i64>,
     ) -> Answer {
-        let resting = self
-            .app
-            .recent_head()
-            .await
-            .ok()
-            .and_then(|head| head.resting);
         let from_position = from.position().max(handle.pin);
         let offset = match resting {
             Some(resting) if resting > from_position && resting <= evaluated => {
@@ -329,16 +333,13 @@ impl Asked<'_> {
         }
     }
 
-    /// The handle for a client that has reached the end of the log: the one that all others here have, so that caches
-    /// can serve them together.
+    /// The handle for a client that has reached the end of the log: as new as can be, and the one that all others here
+    /// have, so that caches can serve them together.
     fn handle_at_the_end(&self, definition: &Definition, handle: Handle, seen: i64) -> Handle {
-        match self.app.pins.current(definition.hash) {
-            // A snapshot that is newer than what the client has seen would skip what lies between.
-            Some(batch) if handle.pin < batch.position && batch.position <= seen => Handle::unlike(
-                definition.hash,
-                batch.position,
-                [self.request.expired, None],
-            ),
+        match self.app.pin_seen(definition.hash, seen) {
+            Some(pin) if handle.pin < pin => {
+                Handle::unlike(definition.hash, pin, [self.request.expired, None])
+            }
             _ => handle,
         }
     }

@@ -20,6 +20,9 @@ use crate::protocol::{self, SEPARATOR, header as names};
 /// Content type of every body but plain texts.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
+/// Room for the headers of an answer, those that the router adds included.
+const HEADERS: usize = 22;
+
 /// A header value of something that is printed in ASCII.
 pub fn value(printed: impl Display) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(printed.to_string()))
@@ -129,6 +132,8 @@ pub fn respond(
     // Of different bytes that mean the same, the etags are weak.
     let etag = format!("{weak}{etag}");
     let headers = response.headers_mut();
+    // Grown once, not again and again.
+    headers.reserve(HEADERS);
     headers.insert(header::VARY, VARY);
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::Request;
+use axum::http::{Request, Version};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt};
 
@@ -27,6 +28,10 @@ const HEADER_LIST_BYTES: u32 = 128 << 10;
 const STREAMS: u32 = 1000;
 /// Over HTTP/2 a client that is gone is found out by a ping.
 const PING: Duration = Duration::from_secs(30);
+/// What HTTP/2 begins with, as far as it takes to tell it from every method of HTTP/1.
+const PREFACE: &[u8] = b"PRI ";
+/// Between two looks at the first bytes of a connection, when these are not enough.
+const PEEK_PAUSE: Duration = Duration::from_millis(10);
 /// How long answers that are being sent may take after a stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause when no connection can be accepted, as with too many open files.
@@ -35,7 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What all connections share.
 struct Server {
     app: Arc<App>,
-    builder: Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     limits: Limits,
     certificate: Option<Arc<Certificate>>,
 }
@@ -44,7 +50,8 @@ struct Server {
 pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc<Certificate>>) {
     let service = router(app.clone()).map_request(normalize);
     let server = Arc::new(Server {
-        builder: builder(),
+        http1: http1_builder(),
+        http2: http2_builder(),
         limits: app.config.limits(),
         certificate,
         app,
@@ -64,16 +71,19 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
     // How long a head may take is watched by `pace`: here that would be the time between requests as well.
     builder
-        .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES);
     builder
-        .http2()
+}
+
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .max_header_list_size(HEADER_LIST_BYTES)
         .max_concurrent_streams(STREAMS)
@@ -110,12 +120,51 @@ where
     S::Future: Send,
 {
     let Some(certificate) = &server.certificate else {
-        return talk(&server, stream, service).await;
+        let version = tokio::select! {
+            version = version(&stream, server.limits) => version,
+            () = server.app.shutdown.cancelled() => None,
+        };
+        if let Some(version) = version {
+            talk(&server, stream, version, service).await;
+        }
+        return;
     };
     match timeout(server.limits.head, certificate.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => talk(&server, stream, service).await,
+        Ok(Ok(stream)) => {
+            let version = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Version::HTTP_2,
+                _ => Version::HTTP_11,
+            };
+            talk(&server, stream, version, service).await;
+        }
         Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
         Err(_) => tracing::debug!("no TLS in time"),
+    }
+}
+
+/// The version that a client speaks, from its first bytes, which are left where they are: a connection costs one
+/// buffer less than with those read. `None` when nothing comes, or too little.
+async fn version(stream: &TcpStream, limits: Limits) -> Option<Version> {
+    let mut until = Instant::now() + limits.idle;
+    let mut first = [0; PREFACE.len()];
+    let mut began = false;
+    loop {
+        let peeked = timeout_at(until, stream.peek(&mut first)).await;
+        let bytes = &first[..peeked.ok()?.ok()?];
+        if bytes == PREFACE {
+            return Some(Version::HTTP_2);
+        }
+        if bytes.is_empty() || !PREFACE.starts_with(bytes) {
+            return Some(Version::HTTP_11);
+        }
+        let now = Instant::now();
+        if !began {
+            (began, until) = (true, now + limits.head);
+        } else if now >= until {
+            return None;
+        }
+        // What is there already would wake us again and again.
+        sleep_until(until.min(now + PEEK_PAUSE)).await;
     }
 }
 
@@ -123,6 +172,7 @@ where
 async fn talk<S>(
     server: &Server,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    version: Version,
     service: S,
 ) where
     S: Service<
@@ -144,20 +194,33 @@ async fn talk<S>(
             Ok::<_, std::convert::Infallible>(answer.map(|body| Keeping::new(body, running)))
         }
     });
-    let mut talk = std::pin::pin!(
-        server
-            .builder
-            .serve_connection(TokioIo::new(stream), answer)
-    );
+    let stream = TokioIo::new(stream);
+    // Boxed, so that the task has the room of one of them and not of both.
+    if version == Version::HTTP_2 {
+        let connection = server.http2.serve_connection(stream, answer);
+        Box::pin(drive(server, connection, pace)).await;
+    } else {
+        let connection = server.http1.serve_connection(stream, answer);
+        Box::pin(drive(server, connection, pace)).await;
+    }
+}
+
+/// Drives a connection until it ends, is late, or has to end because the sidecar does.
+async fn drive(
+    server: &Server,
+    connection: impl GracefulConnection<Error = hyper::Error>,
+    pace: Pace,
+) {
+    let mut connection = std::pin::pin!(connection);
     let mut late = std::pin::pin!(pace.late());
     let mut ending = false;
     loop {
         tokio::select! {
             // What is late is known after the stream was looked at.
             biased;
-            end = talk.as_mut() => {
+            end = connection.as_mut() => {
                 if let Err(error) = end {
-                    tracing::debug!(error, "connection ended");
+                    tracing::debug!(%error, "connection ended");
                 }
                 return;
             }
@@ -169,7 +232,7 @@ async fn talk<S>(
         }
         if !ending {
             ending = true;
-            talk.as_mut().graceful_shutdown();
+            connection.as_mut().graceful_shutdown();
         }
     }
 }

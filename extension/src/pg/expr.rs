@@ -4,14 +4,21 @@
 //! only if its value depends on nothing but the row, so that a row moves in or out only when it is changed. All of it
 //! must run inside [`super::role::AsRole`], since both parsing and folding may run code.
 
+mod access;
 mod check;
 mod function;
+mod key;
 mod parse;
 mod predicate;
+mod template;
 mod tree;
 
-pub use parse::{Where, analyze};
-pub use predicate::{HeapTupleRef, Predicate};
+pub use access::{Access, By, Comparison, Part};
+pub use key::Key;
+pub use parse::{Where, analyze, reanalyze};
+use parse::{columns, deparse};
+pub use predicate::{Compiled, Predicate, Scope};
+pub use template::{Condition, Lifted};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
 #[derive(Debug)]

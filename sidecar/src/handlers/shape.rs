@@ -25,11 +25,23 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Response {
     let began = Instant::now();
-    let query = Query::parse(query.as_deref().unwrap_or(""));
-    let (class, result) = match read(&app, &query) {
+    let packing = Packing {
+        compression: &app.compression,
+        accepted: Coding::accepted(&headers),
+    };
+    // Only what is needed later is kept: a held request must not keep the buffer that it was read into.
+    let (request, given) = read(&app, query, headers);
+    let (class, result) = match request {
         Ok(request) => (
             class(&request),
-            serve(&app, &request, &method, &headers).await,
+            serve(
+                &app,
+                &request,
+                method != Method::HEAD,
+                given.as_deref(),
+                packing,
+            )
+            .await,
         ),
         Err(error) => ("refused", Err(error)),
     };
@@ -45,9 +57,16 @@ pub async fn get(
     response
 }
 
-fn read(app: &App, query: &Query) -> Result<ShapeRequest, Error> {
-    authorize(&app.config, query)?;
-    params::shape_request(query).map_err(Error::Invalid)
+fn read(
+    app: &App,
+    query: Option<String>,
+    headers: HeaderMap,
+) -> (Result<ShapeRequest, Error>, Option<String>) {
+    let query = Query::parse(query.as_deref().unwrap_or(""));
+    let request = authorize(&app.config, &query)
+        .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
+    let given = response::if_none_match(&headers).map(str::to_owned);
+    (request, given)
 }
 
 fn class(request: &ShapeRequest) -> &'static str {
@@ -63,22 +82,18 @@ fn class(request: &ShapeRequest) -> &'static str {
 async fn serve(
     app: &Arc<App>,
     request: &ShapeRequest,
-    method: &Method,
-    headers: &HeaderMap,
+    holds: bool,
+    given: Option<&str>,
+    packing: Packing<'_>,
 ) -> Result<Response, Error> {
-    let given = response::if_none_match(headers);
     let asked = Asked {
         app,
         request,
         given,
-        holds: *method != Method::HEAD,
+        holds,
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
-    let packing = Packing {
-        compression: &app.compression,
-        accepted: Coding::accepted(headers),
-    };
     match asked.answer(&definition).await {
         Ok(answer) => Ok(response::respond(
             request,
@@ -89,9 +104,8 @@ async fn serve(
             &app.config,
         )),
         Err(Error::MustRefetch { reason, .. }) => {
-            let handle = app
-                .replacement(&definition, request.handle, request.expired)
-                .await;
+            let (refused, expired) = (request.handle, request.expired);
+            let handle = Box::pin(app.replacement(&definition, refused, expired)).await;
             Err(Error::MustRefetch { handle, reason })
         }
         Err(error) => Err(error),

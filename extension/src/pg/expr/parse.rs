@@ -29,7 +29,8 @@ const MAX_BYTES: usize = 65536;
 pub struct Where {
     /// The expression, allocated in the memory context that was current.
     pub(super) tree: *mut Node,
-    /// The canonical text: parameters, session values and constant parts folded. None if every row is in.
+    /// The canonical text: parameters, session values and constant parts folded. None if every row is in, or if it was not
+    /// asked for.
     pub text: Option<String>,
     /// The attribute numbers that it reads, ascending.
     pub columns: Vec<i16>,
@@ -48,6 +49,20 @@ impl Where {
 /// Parses, checks and folds a where clause on a table that the caller has locked. `params` are the values of `$1`,
 /// `$2` and so on. Whatever is wrong with the text or the values comes back as a refusal, not as an error.
 pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
+    read(relid, clause, params, true)
+}
+
+/// The same for a text that is canonical: without making one of it again.
+pub fn reanalyze(relid: Oid, text: &str) -> Result<Where, Refused> {
+    read(relid, text, &[], false)
+}
+
+fn read(
+    relid: Oid,
+    clause: &str,
+    params: &[Option<String>],
+    with_text: bool,
+) -> Result<Where, Refused> {
     let source = Source::new(clause);
     if source.text.len() > MAX_BYTES {
         return Err(Refused(format!(
@@ -57,7 +72,7 @@ pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Wh
     let step = Cell::new(Step::Parse);
     let outcome = attempt(|| {
         // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
-        unsafe { analyze_or_raise(relid, &source, params, &step) }
+        unsafe { analyze_or_raise(relid, &source, params, with_text, &step) }
     });
     outcome.unwrap_or_else(|error| Err(in_words_of_protocol(step.get(), error)))
 }
@@ -77,6 +92,7 @@ unsafe fn analyze_or_raise(
     relid: Oid,
     source: &Source,
     params: &[Option<String>],
+    with_text: bool,
     step: &Cell<Step>,
 ) -> Result<Where, Refused> {
     let text = CString::new(source.text.as_str()).unwrap_or_default();
@@ -91,7 +107,7 @@ unsafe fn analyze_or_raise(
         let tree = fold(fold(typed));
         check::check(tree, check::Origin::Folded)?;
         check::columns_are_stored(tree, &relation)?;
-        let text = (!is_true(tree)).then(|| deparse(tree, &relation));
+        let text = (with_text && !is_true(tree)).then(|| deparse(tree, &relation));
         Ok(Where {
             tree,
             text,
@@ -297,7 +313,7 @@ unsafe fn is_true(tree: *mut Node) -> bool {
     }
 }
 
-unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
+pub(super) unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
     let name = CString::new(relation.name()).unwrap_or_default();
     // SAFETY: the expression's Vars have varno 1, which is what deparse_context_for() names.
     unsafe {
@@ -307,7 +323,7 @@ unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
     }
 }
 
-unsafe fn columns(tree: *mut Node) -> Vec<i16> {
+pub(super) unsafe fn columns(tree: *mut Node) -> Vec<i16> {
     let mut columns = Vec::new();
     // SAFETY: T_Var nodes are Vars.
     unsafe {
