@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
+use crate::compression::Compression;
 use crate::config::Config;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
 use crate::definition::{Definition, Definitions};
@@ -43,6 +45,10 @@ pub struct App {
     pub live: LiveShapes,
     /// Counters.
     pub metrics: Metrics,
+    /// How many requests are answered at the same time.
+    pub admission: Admission,
+    /// Compressed bodies.
+    pub compression: Compression,
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
     // What many requests want at the same time is asked once.
@@ -68,6 +74,8 @@ impl App {
             snapshots,
             live,
             metrics,
+            admission: Admission::new(&config),
+            compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
             pins: Pins::default(),

@@ -18,6 +18,8 @@ pub mod header {
     pub const UP_TO_DATE: HeaderName = HeaderName::from_static("electric-up-to-date");
     /// Whether the response can hold rows or operations.
     pub const HAS_DATA: HeaderName = HeaderName::from_static("electric-has-data");
+    /// The service knows why, and that it passes.
+    pub const KNOWN_ERROR: HeaderName = HeaderName::from_static("electric-internal-known-error");
     /// For caches that know it.
     pub const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 }

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
+use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
 use crate::params::{self, ShapeRequest};
 use crate::query::Query;
-use crate::response;
+use crate::response::{self, Packing};
 
 /// Answers and counts a request.
 pub async fn get(
@@ -24,12 +25,23 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Response {
     let began = Instant::now();
+    let packing = Packing {
+        compression: &app.compression,
+        accepted: Coding::accepted(&headers),
+    };
     // Only what is needed later is kept: a held request must not keep the buffer that it was read into.
     let (request, given) = read(&app, query, headers);
     let (class, result) = match request {
         Ok(request) => (
             class(&request),
-            serve(&app, &request, method != Method::HEAD, given.as_deref()).await,
+            serve(
+                &app,
+                &request,
+                method != Method::HEAD,
+                given.as_deref(),
+                packing,
+            )
+            .await,
         ),
         Err(error) => ("refused", Err(error)),
     };
@@ -72,6 +84,7 @@ async fn serve(
     request: &ShapeRequest,
     holds: bool,
     given: Option<&str>,
+    packing: Packing<'_>,
 ) -> Result<Response, Error> {
     let asked = Asked {
         app,
@@ -87,6 +100,7 @@ async fn serve(
             &definition,
             answer,
             given,
+            packing,
             &app.config,
         )),
         Err(Error::MustRefetch { reason, .. }) => {
