@@ -35,7 +35,8 @@ export async function startPooler(databaseUrl) {
       forward(data) {
         socket.write(data)
         // Idle outside a transaction: whoever comes next may have it.
-        if (isReady(data) && data.at(-1) === 'I'.charCodeAt(0)) {
+        backend.end = Buffer.concat([backend.end ?? Buffer.alloc(0), data]).subarray(-6)
+        if (isReady(backend.end) && backend.end.at(-1) === 'I'.charCodeAt(0)) {
           free.push(backend)
           backend.client = backend = undefined
         }
