@@ -15,6 +15,7 @@ use crate::offset::{Offset, Place};
 use crate::params::{Log, ShapeRequest};
 use crate::protocol;
 use crate::response::{Answer, array, brackets};
+use crate::tail::Operations;
 
 /// Pins that a request which starts tries: its shape may be ended again and again meanwhile.
 const STARTS: u32 = 10;
@@ -35,7 +36,7 @@ pub struct Asked<'a> {
 
 impl Asked<'_> {
     /// When the request is answered in any case.
-    fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Instant {
         if self.holds {
             self.at + self.app.config.hold()
         } else {
@@ -44,7 +45,7 @@ impl Asked<'_> {
     }
 
     /// When a position that is still to come is given up.
-    fn arrival_deadline(&self) -> Instant {
+    pub fn arrival_deadline(&self) -> Instant {
         if self.holds {
             self.at + self.app.config.hold() / 2
         } else {
@@ -93,7 +94,7 @@ impl Asked<'_> {
     }
 
     /// The request's handle, if it is one of this definition.
-    fn handle(&self, definition: &Definition) -> Result<Handle, Error> {
+    pub fn handle(&self, definition: &Definition) -> Result<Handle, Error> {
         let handle = self
             .request
             .handle
@@ -258,11 +259,12 @@ impl Asked<'_> {
         };
         let _held = self.app.metrics.held();
         match hold.wait(from).await? {
-            Outcome::News {
+            Outcome::News(Operations {
                 messages,
                 end,
                 closed,
-            } => {
+                ..
+            }) => {
                 // Deterministic: all who get these operations get the same bytes.
                 let last_seen = (!closed).then_some(end.position());
                 Ok(self.news(definition, handle, messages, end, last_seen))
@@ -296,7 +298,7 @@ impl Asked<'_> {
 
     /// Nothing happened up to `evaluated`. The offset moves on to the newest resting position, the same one for all
     /// clients, so that none of them is left behind by retention.
-    async fn idle(
+    pub async fn idle(
         &self,
         definition: &Definition,
         handle: Handle,

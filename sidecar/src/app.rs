@@ -42,6 +42,8 @@ pub struct App {
     pub live: LiveShapes,
     /// Counters.
     pub metrics: Metrics,
+    /// When the sidecar was started.
+    pub began: Instant,
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
@@ -65,6 +67,7 @@ impl App {
             config,
             definitions: Definitions::default(),
             pins: Pins::default(),
+            began: Instant::now(),
             shutdown: CancellationToken::new(),
             catch_ups: Flights::default(),
             checks: Flights::default(),

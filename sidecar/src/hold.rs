@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::app::{App, LOOK_AGAIN};
@@ -11,19 +10,13 @@ use crate::definition::Definition;
 use crate::error::Error;
 use crate::live::{Guest, Seen};
 use crate::offset::Place;
+use crate::tail::Operations;
 
 /// How a live request ends.
 #[derive(Debug)]
 pub enum Outcome {
     /// With operations.
-    News {
-        /// The messages.
-        messages: Bytes,
-        /// Where they leave the client.
-        end: Place,
-        /// The chunk is closed: there is more.
-        closed: bool,
-    },
+    News(Operations),
     /// With none, up to this position.
     Idle(i64),
 }
@@ -126,11 +119,7 @@ impl Hold<'_> {
             max_bytes,
         );
         match seen {
-            Seen::Operations(it) => Ok(Step::Done(Outcome::News {
-                messages: it.messages,
-                end: it.end,
-                closed: it.closed,
-            })),
+            Seen::Operations(it) => Ok(Step::Done(Outcome::News(it))),
             Seen::Nothing(evaluated) => {
                 progress.evaluated = progress.evaluated.max(Some(evaluated));
                 Ok(Step::Wait)
@@ -197,12 +186,8 @@ impl Hold<'_> {
                 end: Some(end),
                 upto,
             }) => {
-                let closed = upto.is_none();
-                Ok(Some(Step::Done(Outcome::News {
-                    messages,
-                    end,
-                    closed,
-                })))
+                let operations = Operations::new(messages, end, upto.is_none());
+                Ok(Some(Step::Done(Outcome::News(operations))))
             }
             Ok(LogChunk { upto, .. }) => {
                 let upto = upto.unwrap_or(progress.at.position());

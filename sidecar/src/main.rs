@@ -31,6 +31,7 @@ mod sequencer;
 mod serve;
 mod snapshot;
 mod spool;
+mod sse;
 mod stall;
 mod tail;
 mod tls;

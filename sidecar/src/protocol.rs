@@ -18,6 +18,8 @@ pub mod header {
     pub const UP_TO_DATE: HeaderName = HeaderName::from_static("electric-up-to-date");
     /// Whether the response can hold rows or operations.
     pub const HAS_DATA: HeaderName = HeaderName::from_static("electric-has-data");
+    /// Proxies pass on each event when it comes.
+    pub const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
     /// For caches that know it.
     pub const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 }

@@ -139,7 +139,8 @@ pub fn respond(
     response
 }
 
-fn cursor(request: &ShapeRequest, config: &Config) -> u64 {
+/// The `electric-cursor` of an answer to a live request.
+pub fn cursor(request: &ShapeRequest, config: &Config) -> u64 {
     let unix_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());

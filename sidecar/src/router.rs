@@ -12,7 +12,7 @@ use axum::routing::get;
 use percent_encoding::percent_decode_str;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
 use crate::app::App;
 use crate::error::Error;
@@ -46,7 +46,9 @@ pub fn router(app: Arc<App>) -> Router {
         let compression = CompressionLayer::new()
             .quality(CompressionLevel::Fastest)
             .no_deflate();
-        routes.layer(compression.compress_when(SizeAbove::new(COMPRESSED_ABOVE)))
+        // A compressor would hold events back.
+        let worthwhile = SizeAbove::new(COMPRESSED_ABOVE).and(NotForContentType::SSE);
+        routes.layer(compression.compress_when(worthwhile))
     } else {
         routes
     };

@@ -54,6 +54,7 @@ fn class(request: &ShapeRequest) -> &'static str {
         Offset::Start => "initial",
         Offset::Now => "now",
         Offset::Snapshot(_) => "snapshot",
+        _ if request.events => "events",
         _ if request.live => "live",
         _ => "catch_up",
     }
@@ -74,20 +75,19 @@ async fn serve(
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
-    match asked.answer(&definition).await {
-        Ok(answer) => Ok(response::respond(
-            request,
-            &definition,
-            answer,
-            given,
-            &app.config,
-        )),
+    let result = if request.events {
+        asked.stream(&definition).await
+    } else {
+        let respond = |answer| response::respond(request, &definition, answer, given, &app.config);
+        asked.answer(&definition).await.map(respond)
+    };
+    match result {
         Err(Error::MustRefetch { reason, .. }) => {
             let handle = app
                 .replacement(&definition, request.handle, request.expired)
                 .await;
             Err(Error::MustRefetch { handle, reason })
         }
-        Err(error) => Err(error),
+        result => result,
     }
 }

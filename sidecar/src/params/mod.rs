@@ -118,6 +118,8 @@ pub struct ShapeRequest {
     pub expired: Option<Handle>,
     /// Hold the request until something happens.
     pub live: bool,
+    /// Go on with it, as a stream of events.
+    pub events: bool,
     /// Cursor of the previous live answer; also sent by a refresh, which is not live.
     pub cursor: Option<String>,
     /// The shape.
@@ -162,9 +164,6 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
             "can't be true unless live is also true",
         ));
     }
-    if live_sse {
-        return Err(field_error("live_sse", LATER));
-    }
     let shape = shape_params(query, casts)?;
     if query
         .names()
@@ -177,6 +176,7 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
         handle: query.text("handle").and_then(Handle::parse),
         expired: query.text("expired_handle").and_then(Handle::parse),
         live,
+        events: live_sse,
         cursor: query.get("cursor").and_then(|value| value.clone().ok()),
         shape,
     })
@@ -365,14 +365,12 @@ mod tests {
             errors("offset=0_0&handle=a&live_sse=true"),
             at("live_sse", "can't be true unless live is also true")
         );
-        assert_eq!(
-            errors("offset=0_0&handle=a&live&live_sse"),
-            at("live_sse", LATER)
-        );
-        assert_eq!(
-            errors("offset=0_0&handle=a&live&experimental_live_sse=true"),
-            at("live_sse", LATER)
-        );
+        let events = |text: &str| {
+            let query = format!("table=a&offset=0_0&handle=a&live&{text}");
+            request(&query).unwrap().events
+        };
+        assert!(events("live_sse") && events("experimental_live_sse=true"));
+        assert!(!events("live_sse=false&experimental_live_sse=true"));
         assert_eq!(
             errors("offset=-1&experimental_live_sse=maybe"),
             at("live_sse", INVALID)
