@@ -18,7 +18,7 @@ use crate::response::{Answer, array, brackets};
 use crate::tail::Operations;
 
 /// Pins that a request which starts tries: its shape may be ended again and again meanwhile.
-const STARTS: u32 = 10;
+pub const STARTS: u32 = 10;
 
 /// A request on its way to an answer.
 pub struct Asked<'a> {
@@ -102,7 +102,8 @@ impl Asked<'_> {
         handle.ok_or_else(|| Error::refetch("handle"))
     }
 
-    async fn first_handle(&self, definition: &Definition) -> Result<Handle, Error> {
+    /// The handle that a client which starts is given.
+    pub async fn first_handle(&self, definition: &Definition) -> Result<Handle, Error> {
         self.app
             .first_handle(definition, self.request.handle, self.request.expired)
             .await

@@ -6,6 +6,7 @@
 mod access;
 mod answer;
 mod app;
+mod body;
 mod caching;
 mod config;
 mod db;
@@ -33,6 +34,7 @@ mod snapshot;
 mod spool;
 mod sse;
 mod stall;
+mod subset;
 mod tail;
 mod tls;
 

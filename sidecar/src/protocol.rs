@@ -20,6 +20,8 @@ pub mod header {
     pub const HAS_DATA: HeaderName = HeaderName::from_static("electric-has-data");
     /// Proxies pass on each event when it comes.
     pub const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+    /// The response is a subset.
+    pub const SNAPSHOT: HeaderName = HeaderName::from_static("electric-snapshot");
     /// For caches that know it.
     pub const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 }

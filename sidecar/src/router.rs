@@ -20,7 +20,7 @@ use crate::handlers;
 use crate::protocol::EXPOSED_HEADERS;
 
 const SHAPE: &str = "/v1/shape";
-const SHAPE_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, DELETE, OPTIONS");
+const SHAPE_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, HEAD, DELETE, OPTIONS");
 const OTHER_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
 const DEFAULT_CACHE_CONTROL: HeaderValue =
     HeaderValue::from_static("max-age=0, private, must-revalidate");
@@ -33,7 +33,7 @@ const COMPRESSED_ABOVE: u16 = 1024;
 pub fn router(app: Arc<App>) -> Router {
     let shape = get(handlers::shape::get)
         .delete(handlers::delete::delete)
-        .post(post)
+        .post(handlers::shape::post)
         .fallback(not_found);
     let routes = Router::new()
         .route("/", get(handlers::root::get).fallback(not_found))
@@ -80,14 +80,6 @@ pub fn normalize<B>(mut request: axum::http::Request<B>) -> axum::http::Request<
 
 async fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "Not found").into_response()
-}
-
-async fn post() -> Response {
-    let mut response = Error::NotAllowed("POST is not supported").into_response();
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
 }
 
 /// Preflights, the length of URLs, and the headers of every response.

@@ -6,11 +6,13 @@
 
 mod check;
 mod function;
+mod order;
 mod parse;
 mod predicate;
 mod tree;
 
-pub use parse::{Where, analyze};
+pub use order::{Order, analyze_order};
+pub use parse::{Where, analyze, analyze_among};
 pub use predicate::{HeapTupleRef, Predicate};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
@@ -20,6 +22,8 @@ pub struct Refused(pub String);
 /// A where clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
 struct Source {
     text: String,
+    /// Characters that stand before the clause.
+    before: usize,
 }
 
 impl Source {
@@ -27,8 +31,13 @@ impl Source {
     const PREFIX: &'static str = "SELECT 1 WHERE ";
 
     fn new(clause: &str) -> Source {
+        Source::after(Source::PREFIX, clause)
+    }
+
+    fn after(prefix: &str, clause: &str) -> Source {
         Source {
-            text: format!("{}{clause}", Source::PREFIX),
+            text: format!("{prefix}{clause}"),
+            before: prefix.len(),
         }
     }
 
@@ -40,7 +49,7 @@ impl Source {
         else {
             return Refused(message.to_string());
         };
-        let position = before.chars().count().saturating_sub(Source::PREFIX.len());
+        let position = before.chars().count().saturating_sub(self.before);
         Refused(format!("At location {position}: {message}"))
     }
 }

@@ -5,13 +5,13 @@ use deadpool_postgres::Object;
 use futures_util::TryStreamExt;
 use serde_json::value::RawValue;
 use tokio_postgres::types::{Json as AsJson, ToSql};
-use tokio_postgres::{Client, CopyOutStream};
+use tokio_postgres::{Client, CopyOutStream, RowStream};
 
 use super::{Db, definition};
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::offset::Place;
-use crate::params::{FieldErrors, ShapeParams, field_error};
+use crate::params::{FieldErrors, ShapeParams, Subset, field_error};
 use crate::protocol::SEPARATOR;
 
 /// Where the log ends.
@@ -204,6 +204,32 @@ impl Db {
         Ok(client
             .batch_execute(&format!("call shapefeed._rotate('{hash}')"))
             .await?)
+    }
+
+    /// Rows of a shape as of now, as `_subset` gives them. The connection must live as long as the stream.
+    pub async fn subset(
+        &self,
+        shape: &Definition,
+        subset: &Subset,
+        queryable: Option<&[String]>,
+        mark: i32,
+    ) -> Result<(Object, RowStream), Error> {
+        let client = self.requests.get().await?;
+        let sql = "select shapefeed._subset($1, $2, $3, $4, $5, $6, $7, $8)";
+        let statement = client.prepare_cached(sql).await?;
+        let definition = definition(shape);
+        let arguments: [&(dyn ToSql + Sync); 8] = [
+            &definition,
+            &subset.condition,
+            &subset.params,
+            &subset.order_by,
+            &subset.limit,
+            &subset.offset,
+            &queryable,
+            &mark,
+        ];
+        let rows = client.query_raw(&statement, arguments).await?;
+        Ok((client, rows))
     }
 
     /// Starts to copy a snapshot, or what of it comes after `cursor`. The connection must live as long as the stream.

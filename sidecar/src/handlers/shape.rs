@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
 use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
+use crate::body;
 use crate::error::Error;
 use crate::offset::Offset;
 use crate::params::{self, ShapeRequest};
@@ -23,13 +25,39 @@ pub async fn get(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let began = Instant::now();
     let query = Query::parse(query.as_deref().unwrap_or(""));
-    let (class, result) = match read(&app, &query) {
-        Ok(request) => (
-            class(&request),
-            serve(&app, &request, &method, &headers).await,
-        ),
+    let request = read(&app, &query);
+    answer(&app, request, &method, &headers).await
+}
+
+/// The same for a request with parameters in its body.
+pub async fn post(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: Body) -> Response {
+    let mut query = Query::parse(query.as_deref().unwrap_or(""));
+    let request = match authorize(&app.config, &query) {
+        Ok(()) => read_body(&mut query, body).await,
+        Err(error) => Err(error),
+    };
+    let mut response = answer(&app, request, &Method::POST, &HeaderMap::new()).await;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+async fn read_body(query: &mut Query, body: Body) -> Result<ShapeRequest, Error> {
+    body::read_into(query, body).await?;
+    params::shape_request(query).map_err(Error::Invalid)
+}
+
+async fn answer(
+    app: &Arc<App>,
+    request: Result<ShapeRequest, Error>,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Response {
+    let began = Instant::now();
+    let (class, result) = match request {
+        Ok(request) => (class(&request), serve(app, &request, method, headers).await),
         Err(error) => ("refused", Err(error)),
     };
     if let Err(Error::MustRefetch { reason, .. }) = &result {
@@ -51,6 +79,7 @@ fn read(app: &App, query: &Query) -> Result<ShapeRequest, Error> {
 
 fn class(request: &ShapeRequest) -> &'static str {
     match request.offset {
+        _ if request.subset.is_some() => "subset",
         Offset::Start => "initial",
         Offset::Now => "now",
         Offset::Snapshot(_) => "snapshot",
@@ -75,7 +104,9 @@ async fn serve(
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
-    let result = if request.events {
+    let result = if let Some(subset) = &request.subset {
+        asked.subset(&definition, subset).await
+    } else if request.events {
         asked.stream(&definition).await
     } else {
         let respond = |answer| response::respond(request, &definition, answer, given, &app.config);
