@@ -205,7 +205,7 @@ impl Asked<'_> {
             .await?
             .head
             .ok_or_else(nothing_sequenced)?;
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(head)));
+        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(head, &[])));
         let offset = Offset::Log(Place::after(head));
         Ok(Answer {
             handle,
@@ -228,12 +228,17 @@ impl Asked<'_> {
         let is_to_come = |error: &Error| matches!(error, Error::NotYet);
         let chunk = patiently(self.arrival_deadline(), is_to_come, read).await?;
         match (chunk.end, chunk.upto) {
-            (Some(end), upto) => Ok(self.news(definition, handle, chunk.messages, end, upto)),
+            (Some(end), upto) => {
+                let last = upto.map(|upto| protocol::up_to_date(upto, &chunk.silent));
+                Ok(self.news(definition, handle, chunk.messages, end, (upto, last)))
+            }
             (None, upto) => {
                 let upto = upto.unwrap_or(from.position());
                 Ok(Answer {
                     has_data: true,
-                    ..self.idle(definition, handle, from, upto).await
+                    ..self
+                        .idle(definition, handle, from, (upto, &chunk.silent))
+                        .await
                 })
             }
         }
@@ -257,36 +262,42 @@ impl Asked<'_> {
             pin: handle.pin,
             deadline,
             arrival_deadline: self.arrival_deadline(),
+            wakes: self.request.wakes,
         };
+        let _wakeful = hold.wakes.then(|| self.app.metrics.wakeful());
         let _held = self.app.metrics.held();
         match hold.wait(from).await? {
             Outcome::News(Operations {
                 messages,
                 end,
                 closed,
+                silent,
                 ..
             }) => {
                 // Deterministic: all who get these operations get the same bytes.
                 let last_seen = (!closed).then_some(end.position());
-                Ok(self.news(definition, handle, messages, end, last_seen))
+                let last = last_seen.map(|seen| protocol::up_to_date(seen, &silent));
+                Ok(self.news(definition, handle, messages, end, (last_seen, last)))
             }
-            Outcome::Idle(evaluated) => Ok(self.idle(definition, handle, from, evaluated).await),
+            Outcome::Idle(evaluated, silent) => Ok(self
+                .idle(definition, handle, from, (evaluated, &silent))
+                .await),
         }
     }
 
-    /// Operations, and up to date if `last_seen` says how far.
+    /// Operations, and up to date if `last_seen` says how far, by the message `last`.
     fn news(
         &self,
         definition: &Definition,
         handle: Handle,
         messages: Bytes,
         end: Place,
-        last_seen: Option<i64>,
+        (last_seen, last): (Option<i64>, Option<String>),
     ) -> Answer {
         let handle = last_seen.map_or(handle, |seen| {
             self.handle_at_the_end(definition, handle, seen)
         });
-        let (body, length) = array(messages, last_seen.map(protocol::up_to_date));
+        let (body, length) = array(messages, last);
         Answer {
             handle,
             offset: Offset::Log(end),
@@ -304,7 +315,7 @@ impl Asked<'_> {
         definition: &Definition,
         handle: Handle,
         from: Place,
-        evaluated: i64,
+        (evaluated, silent): (i64, &[u32]),
     ) -> Answer {
         let resting = self
             .app
@@ -312,6 +323,12 @@ impl Asked<'_> {
             .await
             .ok()
             .and_then(|head| head.resting);
+        // A client that is woken goes on behind what woke it.
+        let resting = if self.request.wakes {
+            Some(evaluated)
+        } else {
+            resting
+        };
         let from_position = from.position().max(handle.pin);
         let offset = match resting {
             Some(resting) if resting > from_position && resting <= evaluated => {
@@ -320,7 +337,7 @@ impl Asked<'_> {
             _ => self.request.offset.clone(),
         };
         let handle = self.handle_at_the_end(definition, handle, evaluated);
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(evaluated)));
+        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(evaluated, silent)));
         Answer {
             handle,
             offset,

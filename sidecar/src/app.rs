@@ -19,6 +19,7 @@ use crate::offset::Place;
 use crate::params::{FieldErrors, ShapeParams, field_error};
 use crate::pin::Pins;
 use crate::snapshot::Snapshots;
+use crate::touches::Touches;
 
 /// Between two looks at something that is about to happen in the database.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -41,6 +42,8 @@ pub struct App {
     pub snapshots: Snapshots,
     /// Shapes that clients wait for.
     pub live: LiveShapes,
+    /// Transactions that touched their tables.
+    pub touches: Touches,
     /// Counters.
     pub metrics: Metrics,
     /// When the sidecar was started.
@@ -64,6 +67,7 @@ impl App {
             db,
             snapshots,
             live,
+            touches: Touches::default(),
             metrics,
             config,
             definitions: Definitions::default(),

@@ -37,6 +37,7 @@ mod stall;
 mod subset;
 mod tail;
 mod tls;
+mod touches;
 
 use std::io::IsTerminal;
 use std::sync::Arc;

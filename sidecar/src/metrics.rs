@@ -47,6 +47,8 @@ pub struct Metrics {
     live_requests: Gauge,
     /// Streams of events.
     pub streams: Gauge,
+    /// Requests that are held and answered when their table is touched.
+    pub wakeful: Gauge,
     /// Shapes attached to the feed.
     pub attached_shapes: Gauge,
     /// 1 while the feed is connected.
@@ -99,6 +101,7 @@ impl Metrics {
             snapshot_seconds: seconds(),
             live_requests: Gauge::default(),
             streams: Gauge::default(),
+            wakeful: Gauge::default(),
             attached_shapes: Gauge::default(),
             feed_connected: Gauge::default(),
             reconnects: Counter::default(),
@@ -147,6 +150,11 @@ impl Metrics {
             "live_requests",
             "Requests that are held",
             self.live_requests.clone(),
+        );
+        it.register(
+            "wakeful_requests",
+            "Held requests that are answered when their table is touched",
+            self.wakeful.clone(),
         );
         it.register("streams", "Streams of events", self.streams.clone());
         it.register(
@@ -227,6 +235,12 @@ impl Metrics {
     pub fn held(&self) -> Held {
         self.live_requests.inc();
         Held(self.live_requests.clone())
+    }
+
+    /// The same of one that wants to be woken.
+    pub fn wakeful(&self) -> Held {
+        self.wakeful.inc();
+        Held(self.wakeful.clone())
     }
 
     /// The same of a stream of events.

@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn answer(offset: Offset, has_data: bool) -> Answer {
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(9)));
+        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(9, &[])));
         Answer {
             handle: HANDLE,
             offset,

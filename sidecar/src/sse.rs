@@ -39,13 +39,13 @@ const LONGEST_REST: Duration = Duration::from_millis(250);
 const LEAST_IDLE: Duration = Duration::from_secs(1);
 
 /// Messages as events, closed by up-to-date if `last_seen` says how far.
-pub fn events(messages: &[u8], last_seen: Option<i64>) -> Bytes {
+pub fn events(messages: &[u8], last_seen: Option<i64>, silent: &[u32]) -> Bytes {
     let mut events = BytesMut::with_capacity(messages.len() + 128);
     // No message has a line break in it, so that the separator's is never part of one.
     let lines = messages.split_inclusive(|byte| *byte == b'\n');
     lines.for_each(|line| put(line.strip_suffix(SEPARATOR).unwrap_or(line), &mut events));
     if let Some(seen) = last_seen {
-        put(protocol::up_to_date(seen).as_bytes(), &mut events);
+        put(protocol::up_to_date(seen, silent).as_bytes(), &mut events);
     }
     events.freeze()
 }
@@ -71,20 +71,27 @@ impl Asked<'_> {
                 pin: handle.pin,
                 deadline: self.at,
                 arrival_deadline: self.arrival_deadline(),
+                wakes: false,
             };
             hold.wait(from).await
         };
         let is_away = |error: &Error| matches!(error, Error::Unavailable { .. });
+        let mut silent = Vec::new();
         let (first, handle, offset) = match patiently(self.deadline(), is_away, look).await? {
             // What the client has before it has read anything.
             Outcome::News(operations) => (Some(operations), handle, self.request.offset.clone()),
-            Outcome::Idle(evaluated) => {
-                let idle = self.idle(definition, handle, from, evaluated).await;
+            Outcome::Idle(evaluated, touched) => {
+                let evaluated_with = (evaluated, touched.as_slice());
+                let idle = self.idle(definition, handle, from, evaluated_with).await;
+                silent = touched;
                 from = from.max(Place::after(evaluated));
                 (None, idle.handle, idle.offset)
             }
         };
         let mut stream = Stream::new(self.app, definition, handle.pin, from, self.at);
+        stream.silent = silent;
+        let wakes = self.request.wakes;
+        stream.wakeful = wakes.then(|| self.app.metrics.wakeful());
         let first = first.map(|operations| stream.news(&operations));
         let mut response = Body::from_stream(stream.bytes(first)).into_response();
         let headers = response.headers_mut();
@@ -123,6 +130,9 @@ struct Stream {
     rests_until: Instant,
     /// Operations were sent that the client does not show before it is told that it is up to date.
     owes: bool,
+    /// Transactions that touched the table before the stream began, which the next up-to-date tells of.
+    silent: Vec<u32>,
+    wakeful: Option<Held>,
     _held: Held,
 }
 
@@ -142,6 +152,8 @@ impl Stream {
             ends: at + app.config.sse_timeout(),
             rests_until: at,
             owes: false,
+            silent: Vec::new(),
+            wakeful: None,
             _held: app.metrics.streaming(),
         }
     }
@@ -163,7 +175,8 @@ impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
         self.rest().await;
         let now = Instant::now();
-        if now >= self.ends || self.app.shutdown.is_cancelled() {
+        // A client drops what is not closed by up-to-date: it would never get through a long log.
+        if (now >= self.ends && !self.owes) || self.app.shutdown.is_cancelled() {
             return None;
         }
         let idle = self.app.config.hold().max(LEAST_IDLE);
@@ -178,10 +191,11 @@ impl Stream {
             pin: self.pin,
             deadline,
             arrival_deadline: deadline,
+            wakes: self.wakeful.is_some(),
         };
         match hold.wait(self.from).await {
             Ok(Outcome::News(operations)) => Some(self.news(&operations)),
-            Ok(Outcome::Idle(evaluated)) => self.idle(evaluated),
+            Ok(Outcome::Idle(evaluated, silent)) => self.idle(evaluated, silent),
             Err(error) if error.is_passing() => {
                 self.rests_until = now + LEAST_IDLE;
                 Some(COMMENT)
@@ -198,14 +212,15 @@ impl Stream {
         operations.events()
     }
 
-    fn idle(&mut self, evaluated: i64) -> Option<Bytes> {
+    fn idle(&mut self, evaluated: i64, mut silent: Vec<u32>) -> Option<Bytes> {
+        silent.splice(..0, std::mem::take(&mut self.silent));
         self.from = self.from.max(Place::after(evaluated));
         let is_over = Instant::now() >= self.ends || self.app.shutdown.is_cancelled();
         if is_over && !self.owes {
             return None;
         }
         self.owes = false;
-        Some(events(&[], Some(evaluated)))
+        Some(events(&[], Some(evaluated), &silent))
     }
 
     /// The end of the running interval: the same for all streams, so that they go on from the same place.
@@ -235,7 +250,7 @@ mod tests {
     #[test]
     fn each_message_is_an_event() {
         let text = |messages: &str, seen| {
-            String::from_utf8(events(messages.as_bytes(), seen).to_vec()).unwrap()
+            String::from_utf8(events(messages.as_bytes(), seen, &[]).to_vec()).unwrap()
         };
         assert_eq!(text("", None), "");
         assert_eq!(

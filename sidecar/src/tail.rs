@@ -38,6 +38,10 @@ pub struct Operations {
     pub end: Place,
     /// The chunk is full and there is more.
     pub closed: bool,
+    /// Positions of the operations, ascending; those of a tail only.
+    pub positions: Arc<[i64]>,
+    /// Transactions up to the end that touched the table and are none of these operations.
+    pub silent: Vec<u32>,
     events: Arc<OnceLock<Bytes>>,
 }
 
@@ -48,6 +52,8 @@ impl Operations {
             messages,
             end,
             closed,
+            positions: Arc::default(),
+            silent: Vec::new(),
             events: Arc::default(),
         }
     }
@@ -56,7 +62,7 @@ impl Operations {
     pub fn events(&self) -> Bytes {
         let last_seen = (!self.closed).then_some(self.end.position());
         self.events
-            .get_or_init(|| sse::events(&self.messages, last_seen))
+            .get_or_init(|| sse::events(&self.messages, last_seen, &self.silent))
             .clone()
     }
 }
@@ -151,6 +157,7 @@ fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Opera
     let mut size = 0;
     let mut end = Place::after(0);
     let mut closed = false;
+    let mut positions = Vec::new();
     for entry in entries {
         closed = size >= max_bytes;
         if closed {
@@ -162,8 +169,13 @@ fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Opera
         messages.put_slice(&entry.message);
         size += entry.message.len();
         end = entry.place;
+        positions.push(end.position());
     }
-    Operations::new(messages.freeze(), end, closed)
+    positions.dedup();
+    Operations {
+        positions: positions.into(),
+        ..Operations::new(messages.freeze(), end, closed)
+    }
 }
 
 #[cfg(test)]

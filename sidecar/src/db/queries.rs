@@ -60,6 +60,8 @@ pub struct LogChunk {
     pub end: Option<Place>,
     /// Position up to which there is nothing more; `None` if the chunk was closed before that.
     pub upto: Option<i64>,
+    /// Transactions up to there that touched the table and are no operation of the shape.
+    pub silent: Vec<u32>,
 }
 impl Db {
     /// What a shape is, or why it cannot be.
@@ -154,7 +156,7 @@ impl Db {
         max_bytes: i64,
     ) -> Result<LogChunk, Error> {
         let client = self.requests.get().await?;
-        let sql = "select position, n, message, last, upto from shapefeed._log($1, $2, $3, $4, $5)";
+        let sql = "select position, n, message, last, upto, silent from shapefeed._log($1, $2, $3, $4, $5)";
         let statement = client.prepare_cached(sql).await?;
         let definition = definition(shape);
         let (position, n) = (from.position(), from.n());
@@ -166,10 +168,13 @@ impl Db {
             messages: Bytes::new(),
             end: None,
             upto: None,
+            silent: Vec::new(),
         };
         while let Some(row) = rows.try_next().await? {
             let Some(message): Option<&str> = row.try_get(2)? else {
                 chunk.upto = row.try_get(4)?;
+                let silent: Option<Vec<i64>> = row.try_get(5)?;
+                chunk.silent = silent.iter().flatten().map(|xid| *xid as u32).collect();
                 continue;
             };
             if !messages.is_empty() {

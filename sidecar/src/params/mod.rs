@@ -123,6 +123,8 @@ pub struct ShapeRequest {
     pub live: bool,
     /// Go on with it, as a stream of events.
     pub events: bool,
+    /// Answer also when the table is touched.
+    pub wakes: bool,
     /// Cursor of the previous live answer; also sent by a refresh, which is not live.
     pub cursor: Option<String>,
     /// The shape.
@@ -177,6 +179,7 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
         expired: query.text("expired_handle").and_then(Handle::parse),
         live,
         events: live_sse,
+        wakes: live && matches!(query.text("wake"), Some("1" | "true")),
         cursor: query.get("cursor").and_then(|value| value.clone().ok()),
         shape,
         subset,
