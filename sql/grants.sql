@@ -4,7 +4,7 @@ declare
   f regprocedure;
 begin
   for f in select p.oid from pg_catalog.pg_proc p
-           where p.pronamespace = 'shapefeed'::regnamespace and (p.proname like '\_%' or p.proname = 'sequence')
+           where p.pronamespace = 'shapefeed'::regnamespace and (p.proname like '\_%' or p.proname in ('sequence', 'retain'))
              and p.proname not in ('_track', '_untrack', '_rotate_owned', '_in_transaction_block') -- these check the caller
   loop
     execute format('revoke all on routine %s from public', f);

@@ -7,7 +7,7 @@ use crate::capture::{self, track};
 use crate::error::{Error, OrRaise};
 use crate::pg::procedure::{self, Call};
 use crate::pg::{database, relation, shmem, xact};
-use crate::sequence;
+use crate::sequence::{self, retain, retain::Outcome};
 
 /// One try to begin capturing a table: `shapefeed._track`.
 #[pg_extern(sql = false)]
@@ -117,6 +117,25 @@ pub fn sequence(call: &Call) {
         .raise();
     }
     sequence::worker::step_in_session(extension).or_raise();
+}
+
+/// One try to empty a member of the log that is due: `shapefeed._retain`. None: nothing is due; -1: one was emptied; or
+/// the number of one that is in use. `skip`: members not to try, a bit each.
+#[pg_extern(sql = false)]
+fn retain_once(skip: i32) -> Option<i32> {
+    xact::require_writable(c"shapefeed.retain()");
+    database::lock_sequencing(relation::our_extension().unwrap_or(Oid::INVALID));
+    match retain::look(skip as u32) {
+        Outcome::Rest => None,
+        Outcome::Emptied => Some(-1),
+        Outcome::InUse(member) => Some(member as i32),
+    }
+}
+
+/// Closes gaps, by one step, when the log is not full: `shapefeed._retain_gaps`.
+#[pg_extern(sql = false)]
+fn retain_gaps() {
+    retain::close_gaps();
 }
 
 fn refuse(what: &str) -> Error {

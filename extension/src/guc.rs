@@ -7,6 +7,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 // As logical_decoding_work_mem, which is for the same: 100,000 rows of an ordinary table stay in memory.
 static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(65536);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
+static RETENTION_SIZE_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);
 static SEARCH_PATH: GucSetting<Option<CString>> =
@@ -32,10 +33,20 @@ pub fn register(preloading: bool) {
         c"How far back the log reaches.",
         c"A client that comes back later reads its shapes again from the start.",
         &RETENTION_S,
-        60,
+        10,
         30 * 24 * 3600,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.retention_size",
+        c"How large the log becomes before its oldest part is dropped.",
+        c"When nothing can be dropped, writers leave changes out of the log at twice this size, and end the shapes on their tables.",
+        &RETENTION_SIZE_MB,
+        8,
+        1 << 30,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
         c"shapefeed.keyless_max_rows",
@@ -95,14 +106,31 @@ pub fn retention_s() -> i64 {
     i64::from(RETENTION_S.get())
 }
 
+/// How large the log becomes before its oldest part is dropped, in bytes.
+pub fn retention_bytes() -> u64 {
+    (RETENTION_SIZE_MB.get() as u64) << 20
+}
+
+/// Size of the log at which writers leave changes out of it, in bytes.
+pub fn hard_limit_bytes() -> u64 {
+    2 * retention_bytes()
+}
+
 /// Members of the ring of log tables.
 pub const RING_MEMBERS: usize = 8;
 
-/// Seconds for which one member of the ring is written: eight of them cover the retention, with one being written
-/// and one being emptied.
+/// Members that hold what retention keeps; of the others one is written and one is emptied.
+pub const MEMBERS_KEPT: u64 = RING_MEMBERS as u64 - 2;
+
+/// Seconds for which one member of the ring is written, rounded up: when its turn comes again, what is in it is older than
+/// the retention.
 pub fn ring_interval_s() -> i64 {
-    (retention_s() / (RING_MEMBERS as i64 - 2)).max(1)
+    let kept = MEMBERS_KEPT as i64;
+    (retention_s() + kept - 1) / kept
 }
+
+/// Resting positions in one retention, by time and by size.
+pub const RESTS_PER_RETENTION: u64 = 16;
 
 /// Largest table without a key that can be followed, in rows.
 pub fn keyless_max_rows() -> u64 {

@@ -57,25 +57,24 @@ impl Asked<'_> {
     pub async fn definition(&self) -> Result<Arc<Definition>, Error> {
         let (app, shape) = (self.app, &self.request.shape);
         if !self.request.live {
-            return app.definition(shape).await;
+            return Box::pin(app.definition(shape)).await;
         }
-        match app.definitions.recent(shape) {
-            Some(definition) => Ok(definition),
-            // A live request outlives a restart of the database.
-            None => patiently(self.deadline(), Error::is_passing, || app.definition(shape)).await,
+        if let Some(definition) = app.definitions.recent(shape) {
+            return Ok(definition);
         }
+        // A live request outlives a restart of the database.
+        let define = || app.definition(shape);
+        Box::pin(patiently(self.deadline(), Error::is_passing, define)).await
     }
 
-    /// The answer.
+    /// The answer. All but the wait is boxed: a held request must not take the room of what it does not do.
     pub async fn answer(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
         match &self.request.offset {
-            Offset::Start => self.initial(definition).await,
-            Offset::Now => self.now(definition).await,
+            Offset::Start => Box::pin(self.initial(definition)).await,
+            Offset::Now => Box::pin(self.now(definition)).await,
             Offset::Snapshot(cursor) => {
                 let handle = self.handle(definition)?;
-                self.app.check(definition, handle.pin, handle.pin).await?;
-                self.snapshot(definition, handle, Some(cursor.clone()))
-                    .await
+                Box::pin(self.next_of_snapshot(definition, handle, cursor)).await
             }
             Offset::SnapshotEnd | Offset::SnapshotInf | Offset::Log(_) => {
                 let handle = self.handle(definition)?;
@@ -87,7 +86,7 @@ impl Asked<'_> {
                 if self.request.live {
                     self.live(definition, handle, from).await
                 } else {
-                    self.catch_up(definition, handle, from).await
+                    Box::pin(self.catch_up(definition, handle, from)).await
                 }
             }
         }
@@ -103,7 +102,7 @@ impl Asked<'_> {
     }
 
     /// The handle that a client which starts is given.
-    pub async fn first_handle(&self, definition: &Definition) -> Result<Handle, Error> {
+    pub async fn first_handle(&self, definition: &Arc<Definition>) -> Result<Handle, Error> {
         self.app
             .first_handle(definition, self.request.handle, self.request.expired)
             .await
@@ -150,6 +149,17 @@ impl Asked<'_> {
         })
     }
 
+    async fn next_of_snapshot(
+        &self,
+        definition: &Arc<Definition>,
+        handle: Handle,
+        cursor: &str,
+    ) -> Result<Answer, Error> {
+        self.app.check(definition, handle.pin, handle.pin).await?;
+        self.snapshot(definition, handle, Some(cursor.to_owned()))
+            .await
+    }
+
     /// A chunk of the snapshot; the last one says which transactions it holds.
     async fn snapshot(
         &self,
@@ -166,7 +176,7 @@ impl Asked<'_> {
             Some(next) => (Offset::Snapshot(next.clone()), None),
             None => (
                 Offset::SnapshotEnd,
-                Some(self.snapshot_end(handle.pin).await?),
+                Some(self.snapshot_end(definition, handle.pin).await?),
             ),
         };
         self.app
@@ -185,18 +195,13 @@ impl Asked<'_> {
         })
     }
 
-    async fn snapshot_end(&self, pin: i64) -> Result<String, Error> {
-        let batch = self
-            .app
-            .db
-            .batch(pin)
-            .await?
-            .ok_or_else(|| Error::refetch("batch"))?;
+    async fn snapshot_end(&self, definition: &Definition, pin: i64) -> Result<String, Error> {
+        let batch = self.app.batch(definition, pin).await?;
         Ok(protocol::snapshot_end(batch.xmin, batch.xmax, &batch.xip))
     }
 
     /// Nothing but where the log ends.
-    async fn now(&self, definition: &Definition) -> Result<Answer, Error> {
+    async fn now(&self, definition: &Arc<Definition>) -> Result<Answer, Error> {
         let handle = self.first_handle(definition).await?;
         let head = self
             .app
@@ -236,9 +241,13 @@ impl Asked<'_> {
                 let upto = upto.unwrap_or(from.position());
                 Ok(Answer {
                     has_data: true,
-                    ..self
-                        .idle(definition, handle, from, (upto, &chunk.silent))
-                        .await
+                    ..self.idle(
+                        definition,
+                        handle,
+                        from,
+                        (upto, &chunk.silent),
+                        chunk.resting,
+                    )
                 })
             }
         }
@@ -279,9 +288,10 @@ impl Asked<'_> {
                 let last = last_seen.map(|seen| protocol::up_to_date(seen, &silent));
                 Ok(self.news(definition, handle, messages, end, (last_seen, last)))
             }
-            Outcome::Idle(evaluated, silent) => Ok(self
-                .idle(definition, handle, from, (evaluated, &silent))
-                .await),
+            Outcome::Idle(evaluated, silent) => {
+                let resting = self.resting().await;
+                Ok(self.idle(definition, handle, from, (evaluated, &silent), resting))
+            }
         }
     }
 
@@ -308,21 +318,22 @@ impl Asked<'_> {
         }
     }
 
+    /// The newest resting position, if that is known.
+    pub async fn resting(&self) -> Option<i64> {
+        let head = Box::pin(self.app.recent_head()).await;
+        head.ok().and_then(|head| head.resting)
+    }
+
     /// Nothing happened up to `evaluated`. The offset moves on to the newest resting position, the same one for all
     /// clients, so that none of them is left behind by retention.
-    pub async fn idle(
+    pub fn idle(
         &self,
         definition: &Definition,
         handle: Handle,
         from: Place,
         (evaluated, silent): (i64, &[u32]),
+        resting: Option<i64>,
     ) -> Answer {
-        let resting = self
-            .app
-            .recent_head()
-            .await
-            .ok()
-            .and_then(|head| head.resting);
         // A client that is woken goes on behind what woke it.
         let resting = if self.request.wakes {
             Some(evaluated)
@@ -348,16 +359,13 @@ impl Asked<'_> {
         }
     }
 
-    /// The handle for a client that has reached the end of the log: the one that all others here have, so that caches
-    /// can serve them together.
+    /// The handle for a client that has reached the end of the log: as new as can be, and the one that all others here
+    /// have, so that caches can serve them together.
     fn handle_at_the_end(&self, definition: &Definition, handle: Handle, seen: i64) -> Handle {
-        match self.app.pins.current(definition.hash) {
-            // A snapshot that is newer than what the client has seen would skip what lies between.
-            Some(batch) if handle.pin < batch.position && batch.position <= seen => Handle::unlike(
-                definition.hash,
-                batch.position,
-                [self.request.expired, None],
-            ),
+        match self.app.pin_seen(definition.hash, seen) {
+            Some(pin) if handle.pin < pin => {
+                Handle::unlike(definition.hash, pin, [self.request.expired, None])
+            }
             _ => handle,
         }
     }

@@ -1,6 +1,7 @@
 //! What all requests share, and how a request comes to its definition, pin and handle.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -50,8 +51,13 @@ pub struct App {
     pub began: Instant,
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
+    // What many requests want at the same time is asked once.
+    defined: Flights<ShapeParams, Arc<Definition>>,
+    resting: AtomicI64,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
-    checks: Flights<((i32, u64), i64, i64), ()>,
+    places: Flights<(u64, i64, i64), Placed>,
+    newest: Flights<u64, Batch>,
+    batches: Flights<i64, Option<Batch>>,
     heads: Flights<(), Head>,
     tracks: Flights<u32, ()>,
 }
@@ -74,8 +80,12 @@ impl App {
             pins: Pins::default(),
             began: Instant::now(),
             shutdown: CancellationToken::new(),
+            defined: Flights::default(),
+            resting: AtomicI64::new(0),
             catch_ups: Flights::default(),
-            checks: Flights::default(),
+            places: Flights::default(),
+            newest: Flights::default(),
+            batches: Flights::default(),
             heads: Flights::default(),
             tracks: Flights::default(),
         };
@@ -87,13 +97,11 @@ impl App {
         if let Some(queryable) = &shape.queryable {
             self.check_queryable(shape, queryable).await?;
         }
-        let mut definition = self.db.define(shape).await?;
+        let mut definition = self.define(shape).await?;
         if !definition.tracked {
             self.track(&definition).await?;
-            definition = self.db.define(shape).await?;
+            definition = self.define(shape).await?;
         }
-        let definition = Arc::new(definition);
-        self.definitions.remember(shape, &definition);
         Ok(definition)
     }
 
@@ -115,6 +123,39 @@ impl App {
         })
     }
 
+    async fn define(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
+        let (db, asked) = (self.db.clone(), shape.clone());
+        let define = || async move { db.define(&asked).await.map(Arc::new) };
+        let definition = self.defined.run_later(shape.clone(), define).await?;
+        if definition.tracked {
+            self.definitions.remember(shape, &definition);
+        }
+        Ok(definition)
+    }
+
+    async fn place(
+        &self,
+        definition: &Arc<Definition>,
+        pin: i64,
+        position: i64,
+    ) -> Result<Placed, Error> {
+        let (db, definition) = (self.db.clone(), definition.clone());
+        let key = (definition.hash, pin, position);
+        let place = || async move { db.place(&definition, pin, position).await };
+        self.places.run_later(key, place).await
+    }
+
+    /// The batch of a snapshot.
+    pub async fn batch(&self, definition: &Definition, pin: i64) -> Result<Batch, Error> {
+        let known = self.pins.current(definition.hash);
+        if let Some(batch) = known.filter(|batch| batch.position == pin) {
+            return Ok(Batch::clone(&batch));
+        }
+        let db = self.db.clone();
+        let batch = self.batches.run(pin, || async move { db.batch(pin).await });
+        batch.await?.ok_or_else(|| Error::refetch("batch"))
+    }
+
     async fn track(&self, definition: &Definition) -> Result<(), Error> {
         let table = &definition.table;
         if !self.config.auto_track {
@@ -131,10 +172,10 @@ impl App {
     }
 
     /// The batch end at which this definition's snapshots are taken here.
-    pub async fn pin(&self, definition: &Definition) -> Result<Arc<Batch>, Error> {
+    pub async fn pin(&self, definition: &Arc<Definition>) -> Result<Arc<Batch>, Error> {
         if let Some(batch) = self.pins.current(definition.hash) {
             let position = batch.position;
-            match self.db.place(definition, position, position).await? {
+            match self.place(definition, position, position).await? {
                 Placed::Here => return Ok(batch),
                 _ => self.pins.drop_pin(definition.hash, position),
             }
@@ -145,9 +186,11 @@ impl App {
     }
 
     /// The newest batch end at which this shape can be read.
-    pub async fn newest_batch(&self, definition: &Definition) -> Result<Batch, Error> {
+    pub async fn newest_batch(&self, definition: &Arc<Definition>) -> Result<Batch, Error> {
         patiently(Instant::now() + FIRST_PIN, Error::is_passing, || {
-            self.db.pin(definition)
+            let (db, hash, definition) = (self.db.clone(), definition.hash, definition.clone());
+            let pin = || async move { db.pin(&definition).await };
+            self.newest.run_later(hash, pin)
         })
         .await
     }
@@ -156,13 +199,13 @@ impl App {
     /// knows to be void.
     pub async fn first_handle(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         brought: Option<Handle>,
         expired: Option<Handle>,
     ) -> Result<Handle, Error> {
         let brought = brought.filter(|it| it.hash == definition.hash && Some(*it) != expired);
         if let Some(handle) = brought
-            && self.db.place(definition, handle.pin, handle.pin).await? == Placed::Here
+            && self.place(definition, handle.pin, handle.pin).await? == Placed::Here
         {
             return Ok(handle);
         }
@@ -177,7 +220,7 @@ impl App {
     /// The handle that a 409 names: never the refused one.
     pub async fn replacement(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         refused: Option<Handle>,
         expired: Option<Handle>,
     ) -> Option<Handle> {
@@ -189,41 +232,47 @@ impl App {
         }
     }
 
-    /// Whether the log of a handle can be read from `position` on.
+    /// Whether the log of a handle can be read from `position` on, as of now.
     pub async fn check(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         pin: i64,
         position: i64,
     ) -> Result<(), Error> {
-        match self.db.place(definition, pin, position).await? {
+        match self.place(definition, pin, position).await? {
             Placed::Here => Ok(()),
             Placed::Later => Err(Error::NotYet),
             Placed::Gone(reason) => Err(Error::refetch(reason)),
         }
     }
 
-    /// The same, once for all live requests under one attachment of a shape, and begun after that.
-    pub async fn check_once(
-        self: &Arc<Self>,
-        definition: &Arc<Definition>,
-        attached: (i32, u64),
-        pin: i64,
-        position: i64,
-    ) -> Result<(), Error> {
-        let (app, definition) = (self.clone(), definition.clone());
-        let check = || async move { app.check(&definition, pin, position).await };
-        self.checks.run((attached, pin, position), check).await
-    }
-
     /// Where the log ends, for what need not be newer than the request.
     pub async fn recent_head(&self) -> Result<Head, Error> {
         let db = self.db.clone();
-        self.heads.run((), || async move { db.head().await }).await
+        let head = self
+            .heads
+            .run((), || async move { db.head().await })
+            .await?;
+        if let Some(resting) = head.resting {
+            self.resting.fetch_max(resting, Ordering::Relaxed);
+        }
+        Ok(head)
     }
 
-    /// A chunk of the log after `from`, read once for all live requests that are there.
-    pub async fn catch_up(
+    /// The newest pin that a client of this shape can go over to which has seen everything up to `seen`: the one that
+    /// others start with here, or the newest resting position. So no handle of a client that stays gets old.
+    pub fn pin_seen(&self, hash: u64, seen: i64) -> Option<i64> {
+        let current = self.pins.current(hash).map(|batch| batch.position);
+        let resting = Some(self.resting.load(Ordering::Relaxed));
+        [current, resting]
+            .into_iter()
+            .flatten()
+            .filter(|pin| *pin <= seen)
+            .max()
+    }
+
+    /// A chunk of the log after `from`, up to the head as it is now, or later; read once for all who are there.
+    pub async fn read_log(
         self: &Arc<Self>,
         definition: &Arc<Definition>,
         pin: i64,
@@ -231,28 +280,24 @@ impl App {
     ) -> Result<LogChunk, Error> {
         let (app, definition) = (self.clone(), definition.clone());
         let key = (definition.hash, pin, from);
-        self.catch_ups
-            .run(
-                key,
-                || async move { app.read_log(&definition, pin, from).await },
-            )
-            .await
+        let read = || async move { app.read_log_now(&definition, pin, from).await };
+        self.catch_ups.run_later(key, read).await
     }
 
-    /// A chunk of the log after `from`, up to the head as it is now.
-    pub async fn read_log(
+    async fn read_log_now(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         pin: i64,
         from: Place,
     ) -> Result<LogChunk, Error> {
         let (head, ()) =
             tokio::try_join!(self.db.head(), self.check(definition, pin, from.position()))?;
-        let head = head.head.ok_or_else(nothing_sequenced)?;
-        let chunk = self
+        let end = head.head.ok_or_else(nothing_sequenced)?;
+        let mut chunk = self
             .db
-            .log(definition, from, head, self.config.chunk_bytes)
+            .log(definition, from, end, self.config.chunk_bytes)
             .await?;
+        chunk.resting = head.resting;
         if from == Place::after(pin) {
             self.pins
                 .saw_log(definition.hash, pin, chunk.messages.len() as u64);

@@ -225,6 +225,10 @@ impl From<tokio_postgres::Error> for Error {
         match (db.code().code(), db.code()) {
             ("SF409", _) => Error::refetch(db.message()),
             ("SF425", _) => Error::NotYet,
+            ("SF503", _) => Error::Unavailable {
+                message: "The shape cannot be read at this moment, please retry",
+                cause: Some(Arc::new(error)),
+            },
             (
                 _,
                 &SqlState::UNDEFINED_TABLE

@@ -22,6 +22,8 @@ use crate::live::{LiveShape, ToAttach};
 const WAIT: Duration = Duration::from_secs(5);
 /// The call must have come back by then.
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
+/// How long the feed waits for a table that somebody has locked: shapes on others wait, too.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 /// Bytes after which one read of the feed stops, at the end of a transaction.
 const READ_BYTES: i64 = 4 << 20;
 /// How often idle shapes are looked for.
@@ -34,6 +36,8 @@ pub struct Feed {
     app: Arc<App>,
     to_attach: ToAttach,
     shapes: HashMap<i32, Arc<LiveShape>>,
+    /// Bytes that went into tails since these were trimmed.
+    pushed: usize,
 }
 
 /// The sessions while they last.
@@ -52,6 +56,7 @@ impl Feed {
             app,
             to_attach,
             shapes: HashMap::new(),
+            pushed: 0,
         }
     }
 
@@ -128,20 +133,39 @@ impl Feed {
         match session.attach(&shapes).await {
             Ok(position) => self.attached(session, &shapes, position),
             Err(error) if session.feed.is_closed() => return Err(error),
-            Err(_) => {
-                for shape in shapes {
-                    match session.attach(std::slice::from_ref(&shape)).await {
-                        Ok(position) => self.attached(session, &[shape], position),
-                        Err(error) if session.feed.is_closed() => return Err(error),
-                        Err(error) => self.failed(&shape, error),
-                    }
-                }
-            }
+            Err(_) => self.attach_each(session, shapes).await?,
         }
         self.app
             .metrics
             .attached_shapes
             .set(self.shapes.len() as i64);
+        Ok(())
+    }
+
+    /// Attaches each by itself; of those on a locked table only the first one is tried.
+    async fn attach_each(
+        &mut self,
+        session: &mut Session,
+        shapes: Vec<Arc<LiveShape>>,
+    ) -> Result<(), Error> {
+        let mut locked = HashMap::new();
+        for shape in shapes {
+            let table = shape.definition.relid;
+            if let Some(error) = locked.get(&table) {
+                self.failed(&shape, Error::clone(error));
+                continue;
+            }
+            match session.attach(std::slice::from_ref(&shape)).await {
+                Ok(position) => self.attached(session, &[shape], position),
+                Err(error) if session.feed.is_closed() => return Err(error),
+                Err(error) => {
+                    self.failed(&shape, error.clone());
+                    if error.is_passing() {
+                        locked.insert(table, error);
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -175,7 +199,8 @@ impl Feed {
         let began = Instant::now();
         let (app, shapes) = (&self.app, &self.shapes);
         let (mut ended, mut over) = (Vec::new(), HashSet::new());
-        let (mut upto, mut touched) = (session.evaluated, HashSet::new());
+        let (mut upto, mut pushed) = (session.evaluated, 0);
+        let mut touched = HashSet::new();
         db::feed(
             &session.feed,
             &session.statement,
@@ -193,6 +218,7 @@ impl Feed {
                         app.pins
                             .log_grew(shape.definition.hash, message.len() as u64);
                         shape.push(position, n, message.clone(), last);
+                        pushed += message.len();
                     }
                     app.metrics.operations.inc();
                 }
@@ -241,6 +267,10 @@ impl Feed {
         app.metrics
             .feed_seconds
             .observe(began.elapsed().as_secs_f64());
+        self.pushed += pushed;
+        if self.pushed > self.app.config.tail_max_bytes {
+            self.trim();
+        }
         self.detach(session, &ended).await
     }
 
@@ -254,14 +284,15 @@ impl Feed {
             .map(|shape| shape.id)
             .collect();
         self.detach(session, &ids).await?;
-        let share = self.app.live.tail_share(self.shapes.len());
-        let held: usize = self
-            .shapes
-            .values()
-            .map(|shape| self.app.live.trim(shape, share))
-            .sum();
-        self.app.metrics.tail_bytes.set(held as i64);
+        self.trim();
         Ok(())
+    }
+
+    /// Bounds what the tails keep.
+    fn trim(&mut self) {
+        let held = self.app.live.trim(self.shapes.values());
+        self.app.metrics.tail_bytes.set(held as i64);
+        self.pushed = 0;
     }
 
     async fn detach(&mut self, session: &Session, ids: &[i32]) -> Result<(), Error> {
@@ -280,8 +311,12 @@ impl Feed {
 impl Session {
     async fn open(app: &App) -> Result<Self, Error> {
         let (feed, sleeper) = tokio::try_join!(app.db.connect(), app.db.connect())?;
-        feed.batch_execute("set default_transaction_read_only = on")
-            .await?;
+        db::refuse_pooler(&feed, &sleeper).await?;
+        let lock_timeout = LOCK_TIMEOUT.as_millis();
+        feed.batch_execute(&format!(
+            "set default_transaction_read_only = on; set lock_timeout = {lock_timeout}"
+        ))
+        .await?;
         let statement = db::prepare_feed(&feed).await?;
         Ok(Session {
             feed,

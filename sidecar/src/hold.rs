@@ -1,6 +1,7 @@
 //! A live request: what is there for its place, or a wait for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
@@ -12,6 +13,9 @@ use crate::live::{Guest, Seen};
 use crate::offset::Place;
 use crate::tail::Operations;
 use crate::touches::NAMED;
+
+/// Before a shape that could not be attached is attached again: the feed of all others stands still meanwhile.
+const ATTACH_AGAIN: Duration = Duration::from_millis(500);
 
 /// How a live request ends.
 #[derive(Debug)]
@@ -175,12 +179,19 @@ impl Hold<'_> {
             }
             Seen::Failed(error) if !error.is_passing() => Err(error),
             Seen::Failed(_) => {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                sleep_until(self.deadline.min(Instant::now() + ATTACH_AGAIN)).await;
                 Ok(Step::Rejoin)
             }
-            Seen::Attaching => Ok(self.read_log(progress).await?.unwrap_or(Step::Wait)),
-            Seen::Behind => Ok(self.read_log(progress).await?.unwrap_or(Step::Again)),
-            Seen::Unchecked(attachment) => self.check(guest, attachment, progress).await,
+            // Boxed: what is held for long takes little room.
+            Seen::Attaching => {
+                let step = Box::pin(self.read_log(progress)).await?;
+                Ok(step.unwrap_or(Step::Wait))
+            }
+            Seen::Behind => {
+                let step = Box::pin(self.read_log(progress)).await?;
+                Ok(step.unwrap_or(Step::Again))
+            }
+            Seen::Unchecked(attachment) => Box::pin(self.check(guest, attachment, progress)).await,
         }
     }
 
@@ -191,12 +202,8 @@ impl Hold<'_> {
         attachment: u64,
         progress: &mut Progress,
     ) -> Result<Step, Error> {
-        let attached = (guest.id, attachment);
-        match self
-            .app
-            .check_once(self.definition, attached, self.pin, progress.at.position())
-            .await
-        {
+        let (app, position) = (self.app, progress.at.position());
+        match app.check(self.definition, self.pin, position).await {
             Ok(()) => {
                 progress.checked = Some(attachment);
                 guest.set_placed(self.pin, attachment);
@@ -219,7 +226,7 @@ impl Hold<'_> {
     async fn read_log(&self, progress: &mut Progress) -> Result<Option<Step>, Error> {
         match self
             .app
-            .catch_up(self.definition, self.pin, progress.at)
+            .read_log(self.definition, self.pin, progress.at)
             .await
         {
             Ok(LogChunk {
@@ -227,6 +234,7 @@ impl Hold<'_> {
                 end: Some(end),
                 upto,
                 silent,
+                ..
             }) => {
                 let mut operations = Operations::new(messages, end, upto.is_none());
                 operations.silent = silent;

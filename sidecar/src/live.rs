@@ -110,7 +110,8 @@ impl LiveShape {
         }
         match state.tail.read(from, max_bytes) {
             Read::Behind => Seen::Behind,
-            Read::Nothing => Seen::Nothing(evaluated),
+            // Operations show before the feed has reported their whole stretch: who has them may be ahead of it.
+            Read::Nothing => Seen::Nothing(evaluated.max(from.position())),
             Read::Operations(operations) => Seen::Operations(operations),
         }
     }
@@ -274,16 +275,31 @@ impl LiveShapes {
         idle
     }
 
-    /// Bytes that each of so many shapes may keep.
+    /// Bytes that each of so many shapes may keep, as long as not all of them do.
     pub fn tail_share(&self, shapes: usize) -> usize {
         (self.tail_max_bytes / shapes.max(1)).clamp(*TAIL_BYTES.start(), *TAIL_BYTES.end())
     }
 
-    /// Applies a share to a shape and returns what it holds.
-    pub fn trim(&self, shape: &LiveShape, share: usize) -> usize {
-        let mut state = shape.state();
-        state.tail.set_max_bytes(share);
-        state.tail.bytes()
+    /// Bounds the tails of all these shapes and returns what they hold.
+    pub fn trim<'a>(
+        &self,
+        shapes: impl ExactSizeIterator<Item = &'a Arc<LiveShape>> + Clone,
+    ) -> usize {
+        let apply = |max_bytes: usize| {
+            let trim = |shape: &Arc<LiveShape>| {
+                let mut state = shape.state();
+                state.tail.set_max_bytes(max_bytes);
+                state.tail.bytes()
+            };
+            shapes.clone().map(trim).sum()
+        };
+        let share = self.tail_share(shapes.len());
+        let held: usize = apply(share);
+        if held <= self.tail_max_bytes {
+            return held;
+        }
+        apply(self.tail_max_bytes / shapes.len());
+        apply(share)
     }
 
     /// Position up to which the feed has reported everything.
@@ -323,6 +339,8 @@ mod tests {
         guest.set_placed(5, attachment);
         assert!(matches!(seen(&guest, 10, 5, 12), Seen::Nothing(12)));
         assert!(matches!(seen(&guest, 13, 5, 12), Seen::Unchecked(_)));
+        let ahead = shape.read(Place::after(13), 5, Some(attachment), 12, MAX);
+        assert!(matches!(ahead, Seen::Nothing(13)));
         assert!(matches!(seen(&guest, 9, 5, 12), Seen::Behind));
         shape.push(13, 1, Bytes::from_static(b"x"), true);
         assert!(matches!(seen(&guest, 10, 5, 13), Seen::Operations(_)));
@@ -365,5 +383,35 @@ mod tests {
             (live.tail_share(1), live.tail_share(1000)),
             (256 << 10, 256 << 10)
         );
+    }
+
+    #[test]
+    fn the_tails_of_many_shapes_are_bounded_together() {
+        let (live, mut to_attach) = LiveShapes::new(MAX);
+        let shapes: Vec<_> = (0..10)
+            .map(|hash| {
+                drop(live.join(&definition(hash)));
+                to_attach.try_recv().unwrap()
+            })
+            .collect();
+        for shape in &shapes {
+            shape.set_attached(1, live.tail_share(10));
+        }
+        for position in 2..12 {
+            shapes[0].push(position, 1, Bytes::from_static(&[b'x'; 50]), true);
+        }
+        assert_eq!(
+            live.trim(shapes.iter()),
+            500,
+            "one may have more than its share"
+        );
+        for shape in &shapes {
+            shape.push(12, 1, Bytes::from_static(&[b'x'; 90]), true);
+        }
+        assert!(live.trim(shapes.iter()) <= MAX);
+        assert!(matches!(
+            shapes[1].state().tail.read(Place::after(11), MAX),
+            Read::Operations(_)
+        ));
     }
 }

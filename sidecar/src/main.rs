@@ -53,6 +53,8 @@ use crate::app::App;
 use crate::config::{Config, LogFormat};
 use crate::feed::Feed;
 
+/// How often it is looked where the log stands when no request asks.
+const LOOK_AT_HEAD: Duration = Duration::from_secs(1);
 /// How often kept snapshots are looked through.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -68,6 +70,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
     tokio::spawn(sequencer::run(app.clone()));
     tokio::spawn(sweep(app.clone()));
+    tokio::spawn(follow_resting(app.clone()));
     tokio::spawn(stop_on_signal(app.clone()));
     let address = app.config.address();
     let listener = TcpListener::bind(address)
@@ -112,6 +115,17 @@ async fn sweep(app: Arc<App>) {
     loop {
         tick.tick().await;
         app.snapshots.sweep();
+    }
+}
+
+/// Clients that get nothing but news go over to newer handles, too: for that the resting position must be known.
+async fn follow_resting(app: Arc<App>) {
+    let mut tick = tokio::time::interval(LOOK_AT_HEAD);
+    loop {
+        tick.tick().await;
+        if let Err(error) = app.recent_head().await {
+            tracing::debug!(cause = error.cause(), "no head");
+        }
     }
 }
 

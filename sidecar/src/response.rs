@@ -23,6 +23,9 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json; charse
 /// Bodies above this are sent as the parts they are made from, not copied.
 const COPIED_BYTES: usize = 32 << 10;
 
+/// Room for the headers of an answer, those that the router adds included.
+const HEADERS: usize = 20;
+
 /// A header value of something that is printed in ASCII.
 pub fn value(printed: impl Display) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(printed.to_string()))
@@ -116,6 +119,8 @@ pub fn respond(
         response
     };
     let headers = response.headers_mut();
+    // Grown once, not again and again.
+    headers.reserve(HEADERS);
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(
         header::CACHE_CONTROL,

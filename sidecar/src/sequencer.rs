@@ -1,7 +1,7 @@
 //! Where the extension is not preloaded nobody sequences by itself: the sidecars do, in turn.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
 
@@ -11,6 +11,8 @@ use crate::error::Error;
 
 /// Between two steps while clients wait, and while none do.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(25));
+/// Between two looks whether something of the log can be dropped.
+const RETAIN_EVERY: Duration = Duration::from_secs(1);
 /// Before it is looked again whether there is something to do here.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// After an error, as when the connection is lost or another sidecar is at it for long.
@@ -38,7 +40,12 @@ async fn steps(app: &App) -> Result<(), Error> {
         return Ok(());
     }
     tracing::info!("the extension is not preloaded: sequencing from here");
+    let mut retained = Instant::now();
     loop {
+        if retained.elapsed() >= RETAIN_EVERY {
+            db::retain(&client).await?;
+            retained = Instant::now();
+        }
         if let Err(error) = db::sequence(&client).await {
             let refused = [
                 SqlState::INSUFFICIENT_PRIVILEGE,

@@ -254,7 +254,7 @@ impl Take {
             shared.chunk_bytes,
             self.cursor.as_deref(),
         );
-        let (_connection, stream) = started.await?;
+        let (connection, stream) = started.await?;
         let mut rows = std::pin::pin!(BinaryCopyOutStream::new(stream, &[Type::BYTEA]));
         let mut writer = Writer::new(spool.clone(), shared.dir.clone());
         let mut bytes = 0;
@@ -276,7 +276,7 @@ impl Take {
                 _ => writer.close_chunk(None).await.map_err(Error::internal)?,
             }
         }
-        Ok(bytes)
+        Ok(connection.end(bytes))
     }
 
     /// A cursor that does not decode was made for another key: the client starts over.

@@ -82,7 +82,8 @@ impl Asked<'_> {
             Outcome::News(operations) => (Some(operations), handle, self.request.offset.clone()),
             Outcome::Idle(evaluated, touched) => {
                 let evaluated_with = (evaluated, touched.as_slice());
-                let idle = self.idle(definition, handle, from, evaluated_with).await;
+                let resting = self.resting().await;
+                let idle = self.idle(definition, handle, from, evaluated_with, resting);
                 silent = touched;
                 from = from.max(Place::after(evaluated));
                 (None, idle.handle, idle.offset)

@@ -94,20 +94,20 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn only_who_takes_nothing_is_cut() {
-        let limit = Duration::from_secs(10);
-        let (client, server) = tokio::io::duplex(8);
-        let (mut client, mut server) = (client, Impatient::new(server, limit));
+        let limit = Duration::from_millis(500);
+        let (mut client, server) = tokio::io::duplex(8);
+        let mut server = Impatient::new(server, limit);
         let slow = tokio::spawn(async move {
             let mut piece = [0; 8];
-            for _ in 0..4 {
-                tokio::time::sleep(limit / 2).await;
+            for _ in 0..8 {
+                tokio::time::sleep(limit / 5).await;
                 client.read_exact(&mut piece).await.unwrap();
             }
             client
         });
-        server.write_all(&[0; 40]).await.unwrap();
+        server.write_all(&[0; 72]).await.unwrap();
         let _client = slow.await.unwrap();
         let error = server.write_all(&[0; 1]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

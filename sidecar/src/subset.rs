@@ -72,7 +72,7 @@ impl Asked<'_> {
         matches!(self.request.offset, Offset::Start | Offset::Now)
     }
 
-    async fn handle_of_subset(&self, definition: &Definition) -> Result<Handle, Error> {
+    async fn handle_of_subset(&self, definition: &Arc<Definition>) -> Result<Handle, Error> {
         if self.starts() {
             return self.first_handle(definition).await;
         }

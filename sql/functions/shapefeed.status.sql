@@ -5,7 +5,9 @@ create view shapefeed.tracked_tables as
          cardinality(t.partitions) - 1 as partitions
   from shapefeed.tracked t;
 
--- The state of the feed, one row. `pending` transactions wrote the log and have no position yet.
+-- The state of the feed, one row. `pending` transactions wrote the log and have no position yet. The log reaches back to
+-- `emptied_up_to`. Changes of tables with `gaps` are left out: the log is full, or was until a moment ago. Part of the log
+-- cannot be emptied because transactions that wrote to it are `prepared`.
 create view shapefeed.status as
   with newest as (
     select position, snapshot, ended_at from shapefeed.batch order by position desc limit 1
@@ -25,6 +27,14 @@ create view shapefeed.status as
               else 'running' end as worker,
          s.worker_pid,
          (select count(*) from shapefeed.tracked) as tracked_tables,
+         (select max(f.position) from shapefeed.floor f) as emptied_up_to,
+         array(select distinct g.relid::regclass::text from (select relid from shapefeed.gap union all
+                                                       select relid from shapefeed.closing_gap) g order by 1) as gaps,
+         array(select distinct p.gid from pg_prepared_xacts p
+               join pg_locks x on x.locktype = 'transactionid' and x.transactionid = p.transaction
+               join pg_locks l on l.virtualtransaction = x.virtualtransaction and l.pid is null
+               join pg_class c on c.oid = l.relation and c.relnamespace = 'shapefeed'::regnamespace
+               where l.locktype = 'relation' and p.database = current_database() order by 1) as prepared,
          (select sum(pg_total_relation_size(c.oid)) from pg_class c
           where c.relnamespace = 'shapefeed'::regnamespace and c.relkind = 'r')::int8 as disk_bytes
   from shapefeed._server() s cross join waiting w left join newest n on true;

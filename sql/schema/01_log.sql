@@ -1,6 +1,7 @@
 -- The log: a ring of plain tables. A transaction's chunks go to the member that its pre-commit clock names;
 -- the sequencer's rows go to the member of the batch. Rows are only ever added; retention truncates whole members.
--- Written by C code with index inserts of its own: no other index, constraint or trigger belongs on these tables.
+-- Written by C code with index inserts of its own, which decides what goes into partial ones (sequence/batch.rs): no other
+-- index, constraint or trigger belongs on these tables.
 
 do $$
 begin
@@ -34,6 +35,7 @@ begin
         ended_at timestamptz not null,
         resting  bool        not null       -- first batch end of its interval: idle clients rest here
       ) with (autovacuum_enabled = off);
+      create index batch_%1$s_resting on shapefeed.batch_%1$s (position) where resting;
     $sql$, member);
     begin
       execute format('alter table shapefeed.change_%s alter column data set compression lz4', member);

@@ -31,3 +31,24 @@ create table shapefeed.layout (
   hash       int8  not null primary key,
   definition jsonb not null
 );
+
+-- Up to where retention has emptied the log, the newest positions. What is above the greatest one is whole.
+create table shapefeed.floor (
+  position int8        not null primary key,
+  member   int2        not null,  -- of the ring, that was emptied
+  moved_at timestamptz not null default clock_timestamp()
+);
+
+-- Tables whose changes are left out because the log is full, with the transaction that was the first to do so (or one of
+-- the first: writers do not wait for each other).
+create table shapefeed.gap (
+  relid oid  not null,
+  xid   xid8 not null,
+  primary key (relid, xid)
+);
+
+-- Gaps that are being closed: there is room again, but a transaction that runs may have left something out.
+create table shapefeed.closing_gap (
+  relid     oid not null primary key,
+  waits_for xid[]  -- transactions; null: still to be looked up
+);

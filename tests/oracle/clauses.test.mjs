@@ -9,7 +9,25 @@ import { randomTables, schemaSql } from './schema.mjs'
 import { lineOf } from './truth.mjs'
 
 const seed = Number(process.env.SHAPEFEED_TEST_SEED ?? Date.now() % 1e6)
-const count = Math.ceil(Number(process.env.ORACLE_CLAUSES ?? 1500) * scale)
+const count = Math.ceil(Number(process.env.SHAPEFEED_TEST_CLAUSES ?? 1500) * scale)
+
+test('a COLLATE in a clause is kept, however plain the type', async (t) => {
+  const cluster = await startCluster()
+  t.after(() => cluster.stop())
+  const database = await freshDatabase(cluster)
+  await database.psql(`create table words (id int primary key, t text collate "und-x-icu", v varchar(9) collate "und-x-icu");
+    insert into words select i, w, w from unnest('{a,A,b,B,ä,Z}'::text[]) with ordinality u (w, i);
+    call shapefeed.track('words')`)
+  const client = await database.connect()
+  await waitFor(async () => (await client.query('select bool_and(ready) ok from shapefeed.tracked_tables')).rows[0].ok)
+  const idsOf = async (query, values) => (await client.query(query, values)).rows.map(({ id }) => Number(id)).sort()
+  for (const clause of ['t collate "C" < \'a\'', 'v collate "C" < \'a\'', '(v collate "C")::text < \'a\'', 't < \'a\' collate "C"', 't < \'b\'']) {
+    const shape = await idsOf("select row ->> 'id' as id from shapefeed.visible_rows('words', $1) row", [clause])
+    const truth = await idsOf(`select id from words where ${clause}`)
+    assert.deepEqual(shape, truth, clause)
+    assert.ok(truth.length > 0 && truth.length < 6, clause)
+  }
+})
 
 test('clauses select what SELECT selects', async (t) => {
   console.log(`SHAPEFEED_TEST_SEED=${seed}`)

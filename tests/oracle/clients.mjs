@@ -146,6 +146,7 @@ export class Client {
     assert.equal(control === 'up-to-date', this.upToDate, 'header and message agree')
     if (this.upToDate) {
       this.evaluated = BigInt(messages.at(-1).headers.global_last_seen_lsn)
+      assert.ok(this.evaluated >= BigInt(this.offset.split('_')[0]), `${this.evaluated} is evaluated, and the offset is ${this.offset}`)
       this.record(this.evaluated)
     }
   }

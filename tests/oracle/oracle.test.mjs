@@ -1,6 +1,6 @@
 // Random tables, shapes, writers and clients, while parts are killed: at each up-to-date, each client holds what a SELECT
 // at that position gives (I3), closed chunks have the same bytes everywhere (I4), and no client is made to begin again
-// but where it is legal.
+// but where it is legal. README.md says what is true here and how this was seen to fail.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { scale } from '../lib/index.mjs'
@@ -8,8 +8,8 @@ import { kills } from './kills.mjs'
 import { Site } from './site.mjs'
 
 const seed = Number(process.env.SHAPEFEED_TEST_SEED ?? Date.now() % 1e6)
-const shapes = Number(process.env.ORACLE_SHAPES ?? 200)
-const rounds = Math.ceil(Number(process.env.ORACLE_ROUNDS ?? 10) * scale)
+const shapes = Number(process.env.SHAPEFEED_TEST_SHAPES ?? 200)
+const rounds = Math.ceil(Number(process.env.SHAPEFEED_TEST_ROUNDS ?? 10) * scale)
 const perRound = 50
 
 test('clients hold what SELECT gives, whatever happens', async (t) => {

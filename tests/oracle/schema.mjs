@@ -76,7 +76,7 @@ export function schemaSql(random, tables) {
 
 function tableSql(random, table) {
   const { sqlName, columns, keyColumns, deferrable, partitioned } = table
-  const late = partitioned ? [] : columns.filter((column) => table.others.includes(column) && random.chance(0.2)).slice(-2)
+  const late = partitioned ? [] : columns.filter((column) => table.others.includes(column) && column.name !== 'grp' && random.chance(0.2)).slice(-2)
   const early = columns.filter((column) => !late.includes(column))
   const key = keyColumns.length > 0 ? [`primary key (${keyColumns.map(({ sql }) => sql).join(', ')})${deferrable ? ' deferrable' : ''}`] : []
   const definition = (column) => `${column.sql} ${column.type}${column.reference ? ' references plain on delete set null on update cascade' : ''}`

@@ -95,10 +95,8 @@ export class Site {
 
   /** Waits until all that was committed has a position; returns the newest one. */
   async settled() {
-    const { rows } = await this.query('select gid from pg_prepared_xacts')
-    for (const { gid } of rows) await this.query(`${this.random.chance(0.5) ? 'commit' : 'rollback'} prepared '${gid}'`)
     await waitFor(async () => (await this.query('select pending = 0 done from shapefeed.status')).rows[0].done, { what: 'all is sequenced' })
-    return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head)
+    return this.head()
   }
 
   async compare() {
@@ -129,8 +127,12 @@ export class Site {
 
   /** Empties a table, which ends its shapes. */
   async truncate(table) {
-    await this.query(`truncate ${table.sqlName}`)
-    this.ends.push({ table, position: await this.settledNow() })
+    await this.query(`begin; truncate ${table.sqlName}`)
+    const { rows: [{ xid }] } = await this.query('select pg_current_xact_id()::text xid')
+    await this.query('commit')
+    const place = 'select position from shapefeed.commit where xid = $1::xid8'
+    const position = await waitFor(async () => (await this.query(place, [xid])).rows[0]?.position, { what: 'TRUNCATE has a position' })
+    this.ends.push({ table, position: BigInt(position) })
   }
 
   /** Has a client's shape deleted over HTTP. */
@@ -138,11 +140,11 @@ export class Site {
     const query = new URLSearchParams(Object.entries(shape.request).filter(([, value]) => value !== undefined))
     const answer = await fetch(`${this.sidecars[0].url}/v1/shape?${query}`, { method: 'DELETE' })
     assert.equal(answer.status, 202, await answer.text())
-    this.ends.push({ shape, position: await this.settledNow() })
+    this.ends.push({ shape, position: await this.head() }) // 202: it has been sequenced
   }
 
-  async settledNow() {
-    return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head) + 1_000n
+  async head() {
+    return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head)
   }
 
   /** Asks both sidecars for chunks that were closed before; `Books` compares. Returns how many answers were chunks. */

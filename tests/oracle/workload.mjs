@@ -18,7 +18,7 @@ export class Writer {
   async run(goal) {
     while (goal()) {
       try {
-        this.client ??= await this.database.connect()
+        if (!this.client) await this.connect()
         await this.transaction()
       } catch (error) {
         if (error.fatal) throw error
@@ -27,6 +27,13 @@ export class Writer {
         else await this.client.query('rollback').catch(() => this.reconnect())
       }
     }
+  }
+
+  /** What it had prepared when the server went away is still there, with its locks. */
+  async connect() {
+    this.client = await this.database.connect()
+    const { rows } = await this.client.query('select gid from pg_prepared_xacts where gid like $1', [`g${this.number}\\_%`])
+    for (const { gid } of rows) await this.client.query(`${this.random.chance(0.5) ? 'commit' : 'rollback'} prepared '${gid}'`)
   }
 
   connected(error) {

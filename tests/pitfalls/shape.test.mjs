@@ -141,6 +141,7 @@ test('H1 track and untrack do not queue writers behind a long one', async () => 
   for (const [table, command] of [['n', 'track'], ['parts', 'track'], ['n', 'untrack'], ['parts', 'untrack']]) {
     const [long, caller, writer] = await Promise.all([database.connect(), database.connect(), database.connect()])
     await long.query(`begin; update ${table} set v = v + 1 where id = 1`)
+    await writer.query(`set statement_timeout = '5s'`)
     let done = false
     const called = caller.query(`call shapefeed.${command}('${table}')`).then(() => { done = true })
     let slowest = 0

@@ -1,15 +1,17 @@
 //! Writing a transaction's changes to the log, packed into chunks of a few kB.
 //!
 //! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction), `tracked`
-//! (tables whose capture begins with it) and `layouts` (layouts that its records use and readers may not know).
+//! (tables whose capture begins with it), `layouts` (layouts that its records use and readers may not know) and `gaps`
+//! (tables whose changes are left out from here on because the log is full, see [`super::gap`]).
 
 use serde_json::{Map, Value};
 
 use super::buffer::{Buffer, NOTE, Spill};
+use super::gap::Gaps;
 use super::layout::Layout;
-use crate::guc;
+use super::{known, room};
 use crate::pg::log_tables::{ChangeRow, ChangeWriter};
-use crate::pg::xact;
+use crate::pg::{relation, xact};
 use crate::record::FORMAT_VERSION;
 
 /// Bytes of a chunk: with its row's header, four of them fit two pages even uncompressed.
@@ -27,27 +29,47 @@ pub fn flush<S: Spill>(
     buffer: &mut Buffer<S>,
     before: Option<Flushed>,
     layouts: &[(u64, Layout)],
-) -> Flushed {
-    let flushed = before.unwrap_or_else(|| Flushed {
-        member: ring_member(),
-        chunks: 0,
-    });
-    xact::with_transaction_snapshot(|| match ChangeWriter::open(flushed.member) {
-        Some(writer) => Packer::new(writer, flushed, layouts).pack(buffer),
-        None => {
-            pgrx::warning!("shapefeed's log is not there: changes are not captured");
-            flushed
-        }
-    })
+) -> Option<Flushed> {
+    xact::with_transaction_snapshot(|| Packer::new(before, layouts).pack(buffer))
 }
 
-fn ring_member() -> usize {
-    (xact::clock_s() / guc::ring_interval_s()) as usize % guc::RING_MEMBERS
+/// Where chunks go, opened with the first one: a transaction that leaves everything out holds no member.
+struct Target {
+    writer: Option<ChangeWriter>,
+    flushed: Option<Flushed>,
+    missing: bool,
+}
+
+impl Target {
+    fn add(&mut self, write: impl FnOnce(&mut ChangeWriter, i32)) {
+        if self.writer.is_none() && !self.missing {
+            self.open();
+        }
+        if let (Some(writer), Some(flushed)) = (&mut self.writer, &mut self.flushed) {
+            write(writer, flushed.chunks);
+            flushed.chunks += 1;
+        }
+    }
+
+    fn open(&mut self) {
+        let opened = match self.flushed {
+            Some(Flushed { member, .. }) => {
+                ChangeWriter::open(member).map(|writer| (writer, member))
+            }
+            None => ChangeWriter::open_free(room::member()),
+        };
+        let Some((writer, member)) = opened else {
+            self.missing = true;
+            pgrx::warning!("shapefeed's log is not there: changes are not captured");
+            return;
+        };
+        self.writer = Some(writer);
+        self.flushed.get_or_insert(Flushed { member, chunks: 0 });
+    }
 }
 
 struct Packer {
-    writer: ChangeWriter,
-    flushed: Flushed,
+    target: Target,
     xid: u64,
     seq: i64,
     data: Vec<u8>,
@@ -56,17 +78,24 @@ struct Packer {
     relids: Vec<u32>,
     named: Vec<u32>,
     last_leaf: u32,
+    /// The log is full: records are left out.
+    full: bool,
+    /// Tables that records were left out of.
+    left_out: Vec<u32>,
 }
 
 impl Packer {
-    fn new(writer: ChangeWriter, flushed: Flushed, layouts: &[(u64, Layout)]) -> Packer {
+    fn new(flushed: Option<Flushed>, layouts: &[(u64, Layout)]) -> Packer {
         let mut notes = Map::new();
         if !layouts.is_empty() {
             notes.insert("layouts".into(), layouts.iter().map(layout_note).collect());
         }
         Packer {
-            writer,
-            flushed,
+            target: Target {
+                writer: None,
+                flushed,
+                missing: false,
+            },
             xid: xact::top_xid(),
             seq: xact::wal_insert_position(),
             data: vec![FORMAT_VERSION],
@@ -74,31 +103,74 @@ impl Packer {
             relids: Vec::new(),
             named: Vec::new(),
             last_leaf: 0,
+            full: room::is_full(),
+            left_out: Vec::new(),
         }
     }
 
-    fn pack<S: Spill>(mut self, buffer: &mut Buffer<S>) -> Flushed {
+    fn pack<S: Spill>(mut self, buffer: &mut Buffer<S>) -> Option<Flushed> {
         buffer.for_each(|entry| match entry.split_first() {
             Some((&NOTE, note)) => self.note(note),
             _ => self.record(entry),
         });
+        self.note_gaps();
         self.end_chunk();
-        self.writer.finish();
-        self.flushed
+        if let Some(writer) = self.target.writer {
+            writer.finish();
+        }
+        self.target.flushed
     }
 
     fn record(&mut self, record: &[u8]) {
+        let leaf = u32::from_le_bytes([record[1], record[2], record[3], record[4]]);
         if self.data.len() > 1 && self.data.len() + record.len() > CHUNK_BYTES {
             self.end_chunk();
+            self.full = self.full || room::is_full();
+        }
+        if self.full {
+            if !self.left_out.contains(&leaf) {
+                self.left_out.push(leaf);
+            }
+            return;
         }
         self.data.extend_from_slice(record);
-        let leaf = u32::from_le_bytes([record[1], record[2], record[3], record[4]]);
         if leaf != self.last_leaf {
             self.last_leaf = leaf;
-            for relid in super::known::relids(leaf) {
+            for relid in known::relids(leaf) {
                 self.name(relid);
             }
         }
+    }
+
+    /// Says of which tables records were left out, unless the log says so already.
+    fn note_gaps(&mut self) {
+        if self.left_out.is_empty() {
+            return;
+        }
+        let Some(mut gaps) = Gaps::open() else { return };
+        let mut relids: Vec<u32> = self
+            .left_out
+            .iter()
+            .flat_map(|&leaf| known::relids(leaf))
+            .collect();
+        relids.sort_unstable();
+        relids.dedup();
+        relids.retain(|&relid| gaps.add(relid, self.xid));
+        gaps.finish();
+        if relids.is_empty() {
+            return;
+        }
+        let mut note = super::end_note(&relids, "gap");
+        note["gaps"] = relids.as_slice().into();
+        self.note(note.to_string().as_bytes());
+        let tables: Vec<_> = relids
+            .iter()
+            .map(|&relid| relation::quoted_name(relid))
+            .collect();
+        pgrx::warning!(
+            "shapefeed's log is full: changes of {} are left out, and every shape on them ends",
+            tables.join(", ")
+        );
     }
 
     fn name(&mut self, relid: u32) {
@@ -138,15 +210,18 @@ impl Packer {
             return;
         }
         let notes = std::mem::take(&mut self.notes);
-        self.writer.add(ChangeRow {
-            xid: self.xid,
-            chunk: self.flushed.chunks,
-            seq: self.seq,
-            relids: &self.relids,
-            notes: (!notes.is_empty()).then_some(Value::Object(notes)),
-            data: &self.data,
+        let (xid, seq, relids, data) = (self.xid, self.seq, &self.relids, &self.data);
+        self.target.add(|writer, chunk| {
+            writer.add(ChangeRow {
+                xid,
+                chunk,
+                seq,
+                relids,
+                notes: (!notes.is_empty()).then_some(Value::Object(notes)),
+                data,
+            });
         });
-        self.flushed.chunks += 1;
+        room::spend(self.data.len());
         self.data.truncate(1);
         self.relids.clear();
     }

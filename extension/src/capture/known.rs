@@ -1,7 +1,7 @@
 //! What this backend knows of the tables that it captures. Dropped whenever Postgres says that a relation changed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use super::layout::{self, Layout};
@@ -26,7 +26,8 @@ pub struct Known {
 
 #[derive(Default)]
 struct Cache {
-    tables: HashMap<u32, Rc<Known>>,
+    // Asked once for each row: no hash is as fast as a look at the one or two keys that are usual.
+    tables: BTreeMap<u32, Rc<Known>>,
     /// Tables that were forgotten: what file they had, and which transaction captured from it last.
     files: HashMap<u32, (u32, u64)>,
 }
@@ -125,8 +126,8 @@ pub fn forget(relid: u32) {
         if relid == 0 {
             let Cache { tables, files } = cache;
             files.extend(
-                tables
-                    .drain()
+                std::mem::take(tables)
+                    .into_iter()
                     .map(|(relid, known)| (relid, known.last_capture())),
             );
         } else if let Some(known) = cache.tables.remove(&relid) {

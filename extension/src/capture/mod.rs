@@ -3,8 +3,10 @@
 
 pub mod buffer;
 pub mod flush;
+pub mod gap;
 pub mod known;
 pub mod layout;
+pub mod room;
 pub mod track;
 
 use std::cell::{Cell, RefCell};
@@ -120,7 +122,7 @@ pub fn write_log() {
     if !capture.buffer.is_empty() {
         // An error in here aborts the transaction, and with it what was captured.
         let layouts = &capture.layouts[capture.layouts_flushed..];
-        capture.flushed = Some(flush::flush(&mut capture.buffer, capture.flushed, layouts));
+        capture.flushed = flush::flush(&mut capture.buffer, capture.flushed, layouts);
         capture.layouts_flushed = capture.layouts.len();
         if let Some(file) = std::mem::take(&mut capture.buffer).into_file() {
             file.close();

@@ -70,4 +70,5 @@ fn concerns_server(sqlstate: PgSqlErrorCode) -> bool {
     [b"40000", b"53000", b"57000", b"58000", b"XX000"]
         .iter()
         .any(|code| class(code) == of_error)
+        || sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
 }

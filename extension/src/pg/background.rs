@@ -110,24 +110,29 @@ pub fn use_sequencer_settings() {
 
 /// As [`use_sequencer_settings`], for the transaction that runs only.
 pub fn use_sequencer_settings_in_transaction() {
-    for (name, value) in [
-        ("synchronous_commit", durable_commit()),
-        ("search_path", "pg_catalog"),
-    ] {
-        let (name, value) = c_strings(name, value);
-        // SAFETY: set_config_option() copies both strings; GUC_ACTION_LOCAL ends with the transaction.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_LOCAL,
-                true,
-                0,
-                false,
-            );
-        }
+    set_local("synchronous_commit", durable_commit());
+    set_local("search_path", "pg_catalog");
+}
+
+/// How long this transaction waits for a lock, as SQL has it.
+pub fn set_lock_timeout_in_transaction(timeout: &str) {
+    set_local("lock_timeout", timeout);
+}
+
+fn set_local(name: &str, value: &str) {
+    let (name, value) = c_strings(name, value);
+    // SAFETY: set_config_option() copies both strings; GUC_ACTION_LOCAL ends with the transaction.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
     }
 }
 

@@ -4,16 +4,23 @@
 //! only if its value depends on nothing but the row, so that a row moves in or out only when it is changed. All of it
 //! must run inside [`super::role::AsRole`], since both parsing and folding may run code.
 
+mod access;
 mod check;
 mod function;
+mod key;
 mod order;
 mod parse;
 mod predicate;
+mod template;
 mod tree;
 
+pub use access::{Access, By, Comparison, Part};
+pub use key::Key;
 pub use order::{Order, analyze_order};
-pub use parse::{Where, analyze, analyze_among};
-pub use predicate::{HeapTupleRef, Predicate};
+pub use parse::{Where, analyze, analyze_among, reanalyze};
+use parse::{columns, deparse};
+pub use predicate::{Compiled, Predicate, Scope};
+pub use template::{Condition, Lifted};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
 #[derive(Debug)]

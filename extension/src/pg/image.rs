@@ -2,7 +2,6 @@
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use super::expr::HeapTupleRef;
 use super::relation::{Lock, Relation};
 use crate::record::SKIPPED_HEADER_BYTES;
 
@@ -11,13 +10,11 @@ use crate::record::SKIPPED_HEADER_BYTES;
 pub struct Row {
     values: Vec<Datum>,
     nulls: Vec<bool>,
-    tuple: pg_sys::HeapTupleData,
+    leaf: u32,
     /// The image as a heap tuple; `values` point into it.
     _bytes: Vec<u64>,
-    /// Values that were fetched, and the tuple that has them.
+    /// Values that were fetched.
     owned: Vec<Vec<u64>>,
-    /// `tuple` is not what `values` say.
-    unsettled: bool,
     external: bool,
 }
 
@@ -52,7 +49,6 @@ impl Row {
     pub fn set_fetched(&mut self, column: usize, value: Vec<u64>) {
         self.values[column] = Datum::from(value.as_ptr());
         self.owned.push(value);
-        self.unsettled = true;
     }
 
     /// Some of its values may be stored out of line.
@@ -62,27 +58,24 @@ impl Row {
 
     /// The leaf relation that the row is from.
     pub fn leaf(&self) -> u32 {
-        self.tuple.t_tableOid.to_u32()
+        self.leaf
     }
 
-    /// Makes the heap tuple one of `table`, with the values that were fetched.
-    pub fn settle(&mut self, table: &Relation) {
-        if !std::mem::take(&mut self.unsettled) {
-            return;
+    /// A row of values that somebody else keeps.
+    pub(super) fn new(values: Vec<Datum>, nulls: Vec<bool>) -> Row {
+        Row {
+            values,
+            nulls,
+            leaf: 0,
+            _bytes: Vec::new(),
+            owned: Vec::new(),
+            external: false,
         }
-        // SAFETY: values and nulls are those of the table's columns, in order. The tuple's bytes are copied.
-        unsafe {
-            let desc = (*table.raw()).rd_att;
-            let tuple =
-                pg_sys::heap_form_tuple(desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-            let bytes =
-                std::slice::from_raw_parts((*tuple).t_data.cast::<u8>(), (*tuple).t_len as usize);
-            let mut settled = aligned(bytes, 0);
-            self.tuple.t_data = settled.as_mut_ptr().cast();
-            self.tuple.t_len = (*tuple).t_len;
-            self.owned.push(settled);
-            pg_sys::heap_freetuple(tuple);
-        }
+    }
+
+    /// Its columns: values, and which are NULL.
+    pub(super) fn columns(&self) -> (&[Datum], &[bool]) {
+        (&self.values, &self.nulls)
     }
 }
 
@@ -107,14 +100,6 @@ pub fn array(rows: &mut [Row], columns: &[usize], table: &Relation) -> (Oid, Dat
         let array =
             pg_sys::construct_array(datums.as_mut_ptr(), length, row_type, -1, false, align);
         (pg_sys::get_array_type(row_type), array.into())
-    }
-}
-
-// SAFETY: the tuple points into `bytes` or `owned`, which live and stay where they are while the row does.
-unsafe impl HeapTupleRef for Row {
-    fn heap_tuple(&self) -> pg_sys::HeapTuple {
-        debug_assert!(!self.unsettled);
-        (&raw const self.tuple).cast_mut()
     }
 }
 
@@ -309,10 +294,9 @@ impl Leaf {
             Row {
                 values,
                 nulls,
-                tuple,
+                leaf: tuple.t_tableOid.to_u32(),
                 _bytes: bytes,
                 owned: Vec::new(),
-                unsettled: map.is_some(),
                 external,
             }
         }

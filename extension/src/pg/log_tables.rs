@@ -1,6 +1,7 @@
 //! The log's tables, found by name and remembered until the relation cache says that one changed.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{IntoDatum, JsonB};
@@ -43,7 +44,13 @@ type Members = [Option<Member>; RING_MEMBERS];
 
 thread_local! {
     static MEMBERS: RefCell<[Option<Members>; 3]> = const { RefCell::new([None; 3]) };
+    /// Files of each member, those of its indexes and its toast table included, relative to the data directory.
+    static FILES: RefCell<Option<Rc<Files>>> = const { RefCell::new(None) };
 }
+
+type Files = [Vec<String>; RING_MEMBERS];
+
+const RINGS: [Ring; 3] = [Ring::Change, Ring::Commit, Ring::Batch];
 
 /// A member of a ring; none when the extension is not there.
 pub fn member(ring: Ring, number: usize) -> Option<Member> {
@@ -77,9 +84,87 @@ pub fn forget(relid: u32) {
                 |m: &Option<Member>| relid == 0 || m.is_none_or(|m| m.table.to_u32() == relid);
             if ring.is_some_and(|members| members.iter().any(stale)) {
                 *ring = None;
+                FILES.set(None);
             }
         }
     });
+}
+
+/// Bytes that each member of the ring has on disk. Takes no lock: a member that is being truncated counts for something
+/// in between.
+pub fn member_bytes() -> [u64; RING_MEMBERS] {
+    let files = FILES.with_borrow(|files| files.clone()).unwrap_or_else(|| {
+        let files = Rc::new(std::array::from_fn(files_of));
+        FILES.set(Some(Rc::clone(&files)));
+        files
+    });
+    std::array::from_fn(|number| files[number].iter().map(|path| bytes_of(path)).sum())
+}
+
+fn files_of(number: usize) -> Vec<String> {
+    RINGS
+        .iter()
+        .filter_map(|&ring| Some((ring, member(ring, number)?.table)))
+        .flat_map(|(ring, table)| relations_of(ring, number, table))
+        .filter_map(super::relation::file_path)
+        .collect()
+}
+
+fn relations_of(ring: Ring, number: usize, table: Oid) -> Vec<Oid> {
+    let indexes: &[&str] = match ring {
+        Ring::Commit => &["pkey", "xid_key", "ends"],
+        Ring::Batch => &["pkey", "resting"],
+        Ring::Change => &["pkey"],
+    };
+    let index = |name| {
+        relation_oid(
+            our_namespace()?,
+            &format!("{}_{number}_{name}", ring.name()),
+        )
+    };
+    let toast = || {
+        relation_oid(
+            pg_sys::Oid::from_u32(pg_sys::PG_TOAST_NAMESPACE),
+            &format!("pg_toast_{}", table.to_u32()),
+        )
+    };
+    std::iter::once(table)
+        .chain(indexes.iter().filter_map(index))
+        .chain(toast())
+        .collect()
+}
+
+/// A relation's file, and the further ones that it has past each gigabyte.
+fn bytes_of(path: &str) -> u64 {
+    const SEGMENT_BYTES: u64 = pg_sys::RELSEG_SIZE as u64 * pg_sys::BLCKSZ as u64;
+    let size = |path: &str| std::fs::metadata(path).map_or(0, |file| file.len());
+    let mut bytes = size(path);
+    while bytes > 0 && bytes % SEGMENT_BYTES == 0 {
+        match size(&format!("{path}.{}", bytes / SEGMENT_BYTES)) {
+            0 => break,
+            more => bytes += more,
+        }
+    }
+    bytes
+}
+
+/// Why a member cannot be had for oneself.
+pub struct InUse;
+
+/// Takes the three tables of a member for this transaction alone, waiting 10 ms at most for each: until then, whoever
+/// wants one of them waits behind us.
+pub fn take_member(number: usize) -> Result<(), InUse> {
+    let tables = RINGS.map(|ring| member(ring, number).map(|member| member.table));
+    super::attempt::attempt(|| {
+        super::background::set_lock_timeout_in_transaction("10ms");
+        for table in tables.into_iter().flatten() {
+            // SAFETY: the lock manager takes any oid.
+            unsafe {
+                pg_sys::LockRelationOid(table, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE)
+            }
+        }
+    })
+    .map_err(|_| InUse)
 }
 
 /// A row of `change_N`.
@@ -110,6 +195,24 @@ impl ChangeWriter {
         Some(ChangeWriter {
             writer: Writer::new(table),
         })
+    }
+
+    /// A writer for member `first` or, where that is being emptied, the next one that nobody has for himself: a writer
+    /// does not wait for retention. Returns the member's number, too.
+    pub fn open_free(first: usize) -> Option<(ChangeWriter, usize)> {
+        (first..first + RING_MEMBERS)
+            .map(|number| number % RING_MEMBERS)
+            .find_map(|number| {
+                let table = Relation::open_at_once(
+                    member(Ring::Change, number)?.table,
+                    Lock::RowExclusive,
+                )?;
+                let current = member(Ring::Change, number)
+                    .is_some_and(|now| now.table.to_u32() == table.relid());
+                let writer = current.then(|| Writer::new(table))?;
+                Some((ChangeWriter { writer }, number))
+            })
+            .or_else(|| Some((ChangeWriter::open(first)?, first)))
     }
 
     /// Adds one chunk.

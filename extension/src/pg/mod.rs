@@ -32,3 +32,4 @@ pub mod memory;
 pub mod order;
 pub mod query;
 pub mod reading;
+pub mod values;

@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString, c_int};
 
 use pgrx::pg_sys::{self, Datum};
 
+use super::image::Row;
+
 /// A row of a query; its values live until the next row.
 pub struct Fetched<'a> {
     values: &'a [Datum],
@@ -15,6 +17,11 @@ impl Fetched<'_> {
     #[inline]
     pub fn get(&self, column: usize) -> Option<Datum> {
         (!self.nulls[column]).then(|| self.values[column])
+    }
+
+    /// As a row of a table whose columns the query selects, each at its place. Its values live until the next row.
+    pub fn row(&self) -> Row {
+        Row::new(self.values.to_vec(), self.nulls.to_vec())
     }
 }
 

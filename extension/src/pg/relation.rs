@@ -97,6 +97,18 @@ impl std::ops::Deref for Relation {
 }
 
 impl Relation {
+    /// Opens a relation if its lock is free, without waiting for it.
+    pub fn open_at_once(relid: Oid, lock: Lock) -> Option<Relation> {
+        // SAFETY: the lock manager takes any oid; with the lock held the relation is opened without another one.
+        let raw = unsafe {
+            if !pg_sys::ConditionalLockRelationOid(relid, lock.mode()) {
+                return None;
+            }
+            pg_sys::try_relation_open(relid, pg_sys::NoLock as pg_sys::LOCKMODE)
+        };
+        (!raw.is_null()).then(|| Relation(Opened { raw }))
+    }
+
     /// Opens a relation, or says that there is none.
     pub fn open(relid: Oid, lock: Lock) -> Option<Relation> {
         // SAFETY: try_relation_open() returns null when the relation is gone.
@@ -240,6 +252,13 @@ pub fn relation_oid(namespace: Oid, name: &str) -> Option<Oid> {
     // SAFETY: a syscache look-up inside a transaction; returns InvalidOid when there is none.
     let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), namespace) };
     (oid != Oid::INVALID).then_some(oid)
+}
+
+/// Where a relation's rows are, relative to the data directory; none when it is gone. Takes no lock.
+pub fn file_path(relid: Oid) -> Option<String> {
+    use pgrx::IntoDatum;
+    // SAFETY: a syscache look-up inside a transaction; returns null when there is no such relation.
+    unsafe { pgrx::direct_function_call(pg_sys::pg_relation_filepath, &[relid.into_datum()]) }
 }
 
 /// Oid of the schema that the extension's tables are in; none when the extension is not there.

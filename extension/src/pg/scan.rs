@@ -34,6 +34,26 @@ impl Key {
         }
     }
 
+    /// `column = oid`.
+    pub fn oid_is(column: i16, oid: u32) -> Key {
+        Key {
+            column,
+            strategy: EQUAL,
+            function: pg_sys::F_OIDEQ,
+            value: Datum::from(oid),
+        }
+    }
+
+    /// `column >= value` of an int8 column.
+    pub fn int8_from(column: i16, value: i64) -> Key {
+        Key {
+            column,
+            strategy: GREATER_OR_EQUAL,
+            function: pg_sys::F_INT8GE,
+            value: Datum::from(value),
+        }
+    }
+
     /// `column = value` of an int8 column.
     pub fn int8_is(column: i16, value: i64) -> Key {
         Key {
@@ -104,10 +124,40 @@ pub fn scan(
     index: Oid,
     keys: &[Key],
     direction: Direction,
+    each: impl FnMut(Row<'_>) -> bool,
+) {
+    // SAFETY: the active snapshot stays pushed while the scan lasts.
+    unsafe {
+        let snapshot = pg_sys::GetActiveSnapshot();
+        scan_under(snapshot, table, index, keys, direction, each);
+    }
+}
+
+/// Whether a row that matches `keys` is committed by now or written by this transaction. Not an MVCC read: it leaves no
+/// predicate lock in a SERIALIZABLE transaction.
+pub fn exists_now(table: &Relation, index: Oid, keys: &[Key]) -> bool {
+    let mut found = false;
+    // SAFETY: a snapshot of this kind has no state.
+    unsafe {
+        let snapshot = &raw mut pg_sys::SnapshotSelfData;
+        scan_under(snapshot, table, index, keys, Direction::Forward, |_| {
+            found = true;
+            false
+        });
+    }
+    found
+}
+
+unsafe fn scan_under(
+    snapshot: pg_sys::Snapshot,
+    table: &Relation,
+    index: Oid,
+    keys: &[Key],
+    direction: Direction,
     mut each: impl FnMut(Row<'_>) -> bool,
 ) {
-    // SAFETY: the relation is open and locked; the scan keys name columns of the index in its order; the snapshot is
-    // the active one, which stays pushed while the scan lasts; a tuple is valid until the next is fetched.
+    // SAFETY: the relation is open and locked; the scan keys name columns of the index in its order; the caller keeps
+    // the snapshot while the scan lasts; a tuple is valid until the next is fetched.
     unsafe {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
         let mut raw: Vec<pg_sys::ScanKeyData> = vec![std::mem::zeroed(); keys.len()];
@@ -120,7 +170,6 @@ pub fn scan(
                 key.value,
             );
         }
-        let snapshot = pg_sys::GetActiveSnapshot();
         let desc = (*table.raw()).rd_att;
         let width = (*desc).natts as usize;
         let (mut values, mut nulls) = (vec![Datum::null(); width], vec![false; width]);

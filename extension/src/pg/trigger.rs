@@ -81,9 +81,11 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
 }
 
 unsafe fn has_name(trigger: *const pg_sys::Trigger, name: &str) -> bool {
-    // SAFETY: a trigger's name is a C string.
-    let its_name = unsafe { std::ffi::CStr::from_ptr((*trigger).tgname) };
-    its_name.to_bytes() == name.as_bytes()
+    // SAFETY: a trigger's name is a C string, which is read up to the first byte that differs, its end at the latest.
+    unsafe {
+        let its_name = (*trigger).tgname.cast::<u8>();
+        (name.bytes().chain([0]).enumerate()).all(|(i, byte)| *its_name.add(i) == byte)
+    }
 }
 
 impl Change {

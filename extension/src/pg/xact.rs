@@ -61,8 +61,11 @@ unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relid: Oid) {
 
 /// The subtransaction that runs; 1 is the top.
 pub fn subtransaction() -> u32 {
-    // SAFETY: reads a variable of the transaction state.
-    unsafe { pg_sys::GetCurrentSubTransactionId() }
+    // pgrx's declaration catches errors, which costs more than the call, and this is asked for each captured row.
+    unsafe extern "C" {
+        safe fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
+    GetCurrentSubTransactionId()
 }
 
 /// Id of the top-level transaction, with its epoch; assigned now if it has none.

@@ -4,13 +4,13 @@ use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, JsonB};
 
 use super::order::{Snapshot, Transaction};
-use crate::guc::{self, RING_MEMBERS};
-use crate::pg::heap::Writer;
+use crate::capture::room;
+use crate::guc::RING_MEMBERS;
+use crate::pg::heap::{Partial, Writer};
 use crate::pg::log_tables::{Ring, oids, open_member, or_null};
 use crate::pg::relation::Lock;
 use crate::pg::scan::{self, Direction};
 use crate::pg::snapshot::PgSnapshot;
-use crate::pg::xact;
 
 /// The newest batch.
 #[derive(Clone, Debug)]
@@ -32,25 +32,24 @@ pub fn newest() -> Option<Newest> {
         .max_by_key(|batch| batch.position)
 }
 
-fn newest_in(member: usize) -> Option<Newest> {
+/// Reads the newest batch of a member.
+pub fn newest_in(member: usize) -> Option<Newest> {
     let (table, key) = open_member(Ring::Batch, member, Lock::AccessShare)?;
     let mut newest = None;
     scan::scan(&table, key, &[], Direction::Backward, |row| {
         newest = Some(Newest {
             position: row.get(1).expect("position is not null"),
             snapshot: row.get::<PgSnapshot>(2).expect("snapshot is not null").0,
-            ended_at_us: row.get::<i64>(3).expect("ended_at is not null") + POSTGRES_EPOCH_US,
+            ended_at_us: ended_at_us(&row),
         });
         false
     });
     newest
 }
 
-/// Number of the interval that a batch belongs to; the first batch of each is a resting position.
-pub fn resting_interval(ended_at_us: i64) -> i64 {
-    /// Resting positions in one retention.
-    const PER_RETENTION: i64 = 16;
-    ended_at_us / (guc::retention_s() * 1_000_000 / PER_RETENTION).max(1)
+/// When the batch of a row of `batch_N` ended, in microseconds since 1970.
+pub fn ended_at_us(row: &scan::Row<'_>) -> i64 {
+    row.get::<i64>(3).expect("ended_at is not null") + POSTGRES_EPOCH_US
 }
 
 /// A batch that is to be written.
@@ -75,7 +74,7 @@ impl Batch<'_> {
 
     /// Writes it to the ring member of the moment.
     pub fn write(&self) {
-        let member = (xact::clock_s() / guc::ring_interval_s()) as usize % RING_MEMBERS;
+        let member = room::member();
         let ended_at = Datum::from(self.ended_at_us - POSTGRES_EPOCH_US);
         if !self.transactions.is_empty() {
             let mut writer = writer(Ring::Commit, member);
@@ -102,7 +101,12 @@ impl Batch<'_> {
                     or_null(relids),
                     or_null(ends),
                 ];
-                writer.insert(&mut values, &mut nulls);
+                let partial = if ends.is_some() {
+                    Partial::In
+                } else {
+                    Partial::Out
+                };
+                writer.insert_as(&mut values, &mut nulls, partial);
             }
             writer.finish();
         }
@@ -113,7 +117,12 @@ impl Batch<'_> {
             ended_at,
             Datum::from(self.resting),
         ];
-        writer.insert(&mut values, &mut [false; 4]);
+        let partial = if self.resting {
+            Partial::In
+        } else {
+            Partial::Out
+        };
+        writer.insert_as(&mut values, &mut [false; 4], partial);
         writer.finish();
     }
 }

@@ -6,6 +6,8 @@ pub mod batch;
 pub mod era;
 pub mod launcher;
 pub mod order;
+pub mod rest;
+pub mod retain;
 pub mod step;
 pub mod wait;
 pub mod worker;

@@ -5,6 +5,8 @@ use pgrx::Spi;
 use super::batch::{self, Batch, Newest, noted};
 use super::era;
 use super::order::{self, Snapshot, Transaction, Transactions};
+use super::rest::Rest;
+use crate::capture::room;
 use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{Ring, open_member};
 use crate::pg::relation::Lock;
@@ -16,8 +18,9 @@ use crate::pg::{snapshot, xact};
 pub struct State {
     /// The head; 0 before the first batch.
     pub position: i64,
-    snapshot: Snapshot,
-    resting_interval: i64,
+    /// What has a position up to there.
+    pub snapshot: Snapshot,
+    rest: Rest,
 }
 
 impl State {
@@ -28,11 +31,10 @@ impl State {
     }
 
     fn after(newest: Newest) -> State {
-        let resting_interval = batch::resting_interval(newest.ended_at_us);
         State {
             position: newest.position,
             snapshot: newest.snapshot,
-            resting_interval,
+            rest: Rest::recall(newest.ended_at_us, room::sizes()),
         }
     }
 }
@@ -65,22 +67,23 @@ pub fn step(state: &State, era: Era) -> State {
         };
     }
     let ended_at_us = xact::clock_us();
-    let resting_interval = batch::resting_interval(ended_at_us);
+    let (rests, rest) = state.rest.next(ended_at_us, room::sizes());
     let batch = Batch {
         position: first.unwrap_or(state.position) + transactions.len() as i64,
         snapshot: now_datum,
         ended_at_us,
-        resting: resting_interval != state.resting_interval || first.is_some(),
+        resting: rests || first.is_some(),
         transactions: &transactions,
     };
     batch.write();
+    rest.leave();
     for (n, transaction) in transactions.iter().enumerate() {
         carry_out_notes(transaction, batch.position_of(n));
     }
     State {
         position: batch.position,
         snapshot: now,
-        resting_interval,
+        rest,
     }
 }
 
@@ -124,9 +127,14 @@ fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
 /// Does what a transaction's notes ask the sequencer for. Rare: it may use SQL.
 fn carry_out_notes(transaction: &Transaction, position: i64) {
     for relid in noted(transaction, "tracked").filter_map(|relid| relid.as_i64()) {
-        let since = "update shapefeed.tracked set since = $1 where relid = $2::int8::oid";
+        let since = "update shapefeed.tracked set since = $1 where relid = $2::int8::oid
+                     and not exists (select from shapefeed.gap g where g.relid = $2::int8::oid)";
         Spi::run_with_args(since, &[position.into(), relid.into()])
             .expect("table tracked takes it");
+    }
+    for relid in noted(transaction, "gaps").filter_map(|relid| relid.as_i64()) {
+        let unknown = "update shapefeed.tracked set since = null where relid = $1::int8::oid";
+        Spi::run_with_args(unknown, &[relid.into()]).expect("table tracked takes it");
     }
     for layout in noted(transaction, "layouts") {
         let insert = "insert into shapefeed.layout (hash, definition)

@@ -1,7 +1,9 @@
 //! Waiting for the head to pass a position, without a snapshot.
 
 use super::batch;
-use crate::pg::{background, database, shmem, xact};
+use crate::guc::RING_MEMBERS;
+use crate::pg::log_tables::{self, Ring};
+use crate::pg::{background, database, reading, shmem, xact};
 
 /// How often a standby, or a server that did not preload the library, looks for a new head, in milliseconds.
 const LOOK_MS: i64 = 4;
@@ -25,6 +27,10 @@ fn is_above(after: i64) -> bool {
     let above = xact::with_latest_snapshot(|| {
         batch::newest().is_some_and(|newest| newest.position > after)
     });
+    // A lock that lasts as long as the sleep would keep retention from the log.
+    (0..RING_MEMBERS)
+        .filter_map(|number| log_tables::member(Ring::Batch, number))
+        .for_each(|member| reading::unlock_shared(member.table));
     xact::forget_catalog_snapshot();
     above
 }

@@ -1,7 +1,9 @@
 //! The sequencer of one database: a background worker that sleeps until a writer commits.
 
+use super::retain::{self, Outcome};
 use super::step::{Era, State, step};
 use crate::error::{Error, Result};
+use crate::guc::RING_MEMBERS;
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
@@ -52,6 +54,7 @@ pub fn run(database: u32) {
 
 fn sequence_until_stopped(slot: &Slot) -> Stop {
     let mut state: Option<State> = None;
+    let mut retention = Retention::default();
     loop {
         if slot.paused_until_us.load(Ordering::Acquire) > xact::clock_us() {
             return Stop::Asked;
@@ -65,18 +68,99 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
             slot.publish_head(next.position);
         }
         state = Some(next);
-        if background::wait(IDLE_MS) == Wake::Stop {
+        let Some(pause_ms) = retention.look_if_time() else {
+            return Stop::NoExtension;
+        };
+        if background::wait(pause_ms.min(IDLE_MS)) == Wake::Stop {
             return Stop::Asked;
         }
     }
 }
 
-/// One step in the current transaction; None when the extension is gone.
-fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
+/// When the worker looks whether something of the log can be emptied.
+#[derive(Default)]
+struct Retention {
+    next_us: i64,
+    tries: u32,
+    /// Until when a member is left alone that somebody uses.
+    skip_until_us: [i64; RING_MEMBERS],
+    warned_us: i64,
+}
+
+impl Retention {
+    /// Between two looks, and between two tries for a member that somebody uses.
+    const LOOK_MS: i64 = 1000;
+    const TRY_MS: i64 = 50;
+    /// Tries before readers of ours are cancelled, and others left alone for a while.
+    const TRIES: u32 = 10;
+    const SKIP_US: i64 = 10_000_000;
+    /// Between two warnings about what keeps the log.
+    const WARN_US: i64 = 600_000_000;
+
+    /// Looks if it is time. Returns after how many milliseconds it will be again; None when the extension is gone.
+    fn look_if_time(&mut self) -> Option<i64> {
+        let now_us = xact::clock_us();
+        if now_us >= self.next_us {
+            let skip = self.skip(now_us);
+            let outcome = background::in_transaction(|| {
+                lock_extension()?;
+                Some(retain::look(skip))
+            })?;
+            background::in_transaction(retain::close_gaps);
+            self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
+        }
+        Some((self.next_us - now_us) / 1000)
+    }
+
+    fn skip(&self, now_us: i64) -> retain::Skip {
+        let skipped = |&member: &usize| self.skip_until_us[member] > now_us;
+        (0..RING_MEMBERS)
+            .filter(skipped)
+            .fold(0, |skip, member| skip | 1 << member)
+    }
+
+    fn pause_ms(&mut self, outcome: Outcome, now_us: i64) -> i64 {
+        let Outcome::InUse(member) = outcome else {
+            self.tries = 0;
+            return if outcome == Outcome::Rest {
+                Self::LOOK_MS
+            } else {
+                0
+            };
+        };
+        self.tries += 1;
+        if self.tries < Self::TRIES {
+            return Self::TRY_MS;
+        }
+        self.tries = 0;
+        if let Some(holders) = background::in_transaction(|| retain::make_way(member)) {
+            self.skip_until_us[member] = now_us + Self::SKIP_US;
+            self.warn(member, &holders, now_us);
+        }
+        Self::TRY_MS
+    }
+
+    fn warn(&mut self, member: usize, holders: &str, now_us: i64) {
+        if now_us - self.warned_us > Self::WARN_US {
+            self.warned_us = now_us;
+            pgrx::warning!(
+                "shapefeed cannot drop the oldest changes, member {member} of its log: used by {holders}"
+            );
+        }
+    }
+}
+
+/// Locks the extension for sequencing; None when it is gone.
+fn lock_extension() -> Option<pgrx::pg_sys::Oid> {
     let extension = relation::our_extension()?;
     database::lock_sequencing(extension);
     // Dropped while we waited for the lock?
-    relation::our_extension()?;
+    relation::our_extension()
+}
+
+/// One step in the current transaction; None when the extension is gone.
+fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
+    lock_extension()?;
     xact::with_latest_snapshot(|| {
         let loaded = if state.is_none() {
             Some(State::load())

@@ -62,8 +62,8 @@ pub struct Definition {
     /// The table and the partitions below it.
     #[serde(default)]
     pub relids: Vec<u32>,
-    /// The `electric-schema` header.
-    #[serde(default)]
+    /// The `electric-schema` header; nobody asks for it again.
+    #[serde(skip_deserializing)]
     pub schema_header: Value,
     /// Is the table captured?
     #[serde(default)]
@@ -73,6 +73,15 @@ pub struct Definition {
 impl Definition {
     /// Reads a definition that `shapefeed._define` gave out.
     pub fn from_jsonb(jsonb: JsonB) -> Result<Definition> {
+        Definition::checked(serde_json::from_value(jsonb.0))
+    }
+
+    /// The same, from its text.
+    pub fn from_text(text: &str) -> Result<Definition> {
+        Definition::checked(serde_json::from_str(text))
+    }
+
+    fn checked(definition: serde_json::Result<Definition>) -> Result<Definition> {
         let invalid = |why: String| {
             Error::Sql(
                 ERRCODE_INVALID_PARAMETER_VALUE,
@@ -80,8 +89,7 @@ impl Definition {
                 "",
             )
         };
-        let definition: Definition =
-            serde_json::from_value(jsonb.0).map_err(|error| invalid(error.to_string()))?;
+        let definition = definition.map_err(|error| invalid(error.to_string()))?;
         if definition.hash != definition.digest() {
             return Err(invalid("its hash is of another one".into()));
         }
@@ -91,13 +99,7 @@ impl Definition {
     /// Starts to act as the shape's role, whose rights are checked again: they may have been taken away.
     pub fn enter(&self) -> Result<AsRole> {
         let guard = AsRole::enter(&self.role)?;
-        let undefined = || {
-            let message = format!(
-                "table \"{}\".\"{}\" does not exist",
-                self.schema, self.table
-            );
-            Error::Sql(ERRCODE_UNDEFINED_TABLE, message, "")
-        };
+        let undefined = || undefined(&self.schema, &self.table);
         let Found::Table(table) = table::find(&self.schema, &self.table) else {
             return Err(undefined());
         };
@@ -107,15 +109,16 @@ impl Definition {
         let mut columns = [numbers_of(&table, &self.columns)?, identity(&table)].concat();
         if let Some(text) = &self.where_text {
             let invalid = |Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "");
-            columns.extend(
-                expr::analyze(table.relid, text, &[])
-                    .map_err(invalid)?
-                    .columns,
-            );
+            columns.extend(expr::reanalyze(table.relid, text).map_err(invalid)?.columns);
         }
         let denied = |message| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, "");
         check_rights(&table, columns).map_err(denied)?;
         Ok(guard)
+    }
+
+    /// `hash` as a number.
+    pub fn number(&self) -> u64 {
+        self.hash.parse().unwrap_or_default()
     }
 
     /// What `hash` should be.
@@ -137,7 +140,14 @@ impl Definition {
     }
 }
 
-fn numbers_of(table: &Table, names: &[String]) -> Result<Vec<i16>> {
+/// The error for a table that is gone.
+pub(super) fn undefined(schema: &str, table: &str) -> Error {
+    let message = format!("table \"{schema}\".\"{table}\" does not exist");
+    Error::Sql(ERRCODE_UNDEFINED_TABLE, message, "")
+}
+
+/// Attribute numbers of columns by their names.
+pub(super) fn numbers_of(table: &Table, names: &[String]) -> Result<Vec<i16>> {
     let number = |name: &String| {
         let column = table
             .columns

@@ -4,16 +4,19 @@
 
 use std::cell::RefCell;
 
-use pgrx::JsonB;
+use pgrx::AnyArray;
+use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 use super::attached::Attached;
 use super::definition::Definition;
 use super::pass::{self, Row};
 use super::place;
+use super::resolve::Resolver;
 use super::window::Log;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
+use crate::pg::values::texts_of_jsonb;
 use crate::pg::{error, invalidation};
 
 thread_local! {
@@ -33,8 +36,9 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     let mut attached = FEED.take().unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
     drop(log);
-    for (id, definition) in ids.into_iter().zip(definitions) {
-        attached.add(id, definition, head);
+    let mut resolver = Resolver::default();
+    for (id, definition) in ids.into_iter().zip(&definitions) {
+        attached.add(id, definition, head, &mut resolver);
     }
     let position = attached.position;
     FEED.set(Some(attached));
@@ -43,12 +47,16 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
 
 /// `shapefeed._attach`: has the feed tell of these shapes, too.
 #[pg_extern(sql = false)]
-fn _attach(ids: Vec<i32>, definitions: Vec<JsonB>) -> i64 {
-    let definitions = definitions
+fn _attach(ids: Vec<i32>, definitions: AnyArray) -> i64 {
+    let definitions = texts_of_jsonb(definitions)
         .into_iter()
-        .map(Definition::from_jsonb)
+        .map(|text| Definition::from_text(&text))
         .collect::<Result<Vec<_>>>()
         .or_raise();
+    if ids.len() != definitions.len() {
+        let message = "an id for each definition is expected, and no null".into();
+        Error::Sql(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, "").raise();
+    }
     attach(ids, definitions).or_raise()
 }
 

@@ -24,7 +24,7 @@ use crate::record::{Image, Record};
 use crate::sequence::order::Snapshot as Visible;
 
 /// A shape of the current user.
-fn define(
+pub(super) fn define(
     relation: Oid,
     clause: Option<String>,
     params: Option<Vec<Option<String>>>,
@@ -195,6 +195,10 @@ impl Decoder {
         let _role = AsRole::enter(&role::current())?;
         let log = Log::lock();
         let _latest = Latest::take();
+        if log.floor().is_some_and(|floor| floor > self.position) {
+            let why = "the log was emptied while it was being read";
+            return Err(crate::error::Error::MustRefetch(why.into()));
+        }
         let (commits, complete_to) = log.commits(self.position, self.to, |_| true, COMMITS_AT_ONCE);
         let before = log
             .newest_batch_up_to(self.position)
@@ -313,14 +317,13 @@ fn _decoded(
     ),
 > {
     reading::may_read().or_raise();
-    let (oldest, head) = {
+    let (floor, head) = {
         let log = Log::lock();
         let _latest = Latest::take();
-        let position =
-            |batch: Option<super::window::Batch>| batch.map_or(0, |batch| batch.position);
-        (position(log.oldest_batch()), position(log.newest_batch()))
+        let head = log.newest_batch().map_or(0, |batch| batch.position);
+        (log.floor().unwrap_or(0), head)
     };
-    let position = from_position.unwrap_or(oldest);
+    let position = from_position.unwrap_or(floor).max(floor);
     let to = to_position.unwrap_or(head).min(head);
     let decoder = Decoder {
         position,

@@ -3,18 +3,17 @@
 use super::definition::Definition;
 use super::keyless::{self, Counts};
 use super::net::{self, Chain};
+use super::operation::Side;
 use super::overlay::Filter;
 use super::tuple::{Around, Effect, Table};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
 use crate::pg::attempt::{Caught, attempt};
+use crate::pg::image::Row;
 use crate::sequence::order::Snapshot;
 
-/// On which side of each effect the row is in: before and after.
-pub type Sides = (Vec<bool>, Vec<bool>);
-
-/// What a transaction did to a table, and on which side of each effect the row was in the shape.
-pub type Judged = (Vec<Effect>, Vec<bool>, Vec<bool>);
+/// What a transaction did to a table, and on which sides of it rows were in the shape.
+pub type Judged = (Vec<Effect>, Vec<Side>);
 
 /// Asks a filter about both sides of each effect of a transaction.
 pub fn judge(
@@ -26,9 +25,8 @@ pub fn judge(
 ) -> Result<Judged> {
     let mut effects = table.effects(transaction, chains, around)?;
     fetch(&mut effects, filter.columns(), table, around)?;
-    let (was_in, is_in) =
-        attempt(|| sides(&mut effects, filter, table)).map_err(|caught| unevaluated(&caught))?;
-    Ok((effects, was_in, is_in))
+    let sides = attempt(|| sides(&effects, filter)).map_err(|caught| unevaluated(&caught))?;
+    Ok((effects, sides))
 }
 
 /// Fetches what these columns have out of line, on both sides of each effect.
@@ -47,15 +45,14 @@ pub fn fetch(
 }
 
 /// On which side of each effect the row is in. Raises what the where clause raises.
-pub fn sides(effects: &mut [Effect], filter: &mut Filter, table: &Table) -> (Vec<bool>, Vec<bool>) {
-    let mut is_in = |row: &mut Option<crate::pg::image::Row>| {
-        row.as_mut()
-            .is_some_and(|row| filter.matches(row, table.relation()))
-    };
-    effects
-        .iter_mut()
-        .map(|effect| (is_in(&mut effect.before), is_in(&mut effect.after)))
-        .unzip()
+fn sides(effects: &[Effect], filter: &mut Filter) -> Vec<Side> {
+    let mut is_in = |row: &Option<Row>| row.as_ref().is_some_and(|row| filter.matches(row));
+    let sides = effects.iter().enumerate().map(|(number, effect)| Side {
+        effect: number,
+        was_in: is_in(&effect.before),
+        is_in: is_in(&effect.after),
+    });
+    sides.filter(|side| side.was_in || side.is_in).collect()
 }
 
 /// An error of a where clause, without the values that it may tell of.
@@ -77,11 +74,10 @@ pub fn judge_counts(
     around: &Around<'_>,
 ) -> Result<Judged> {
     let mut judged: Judged = Default::default();
-    let mut gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
-    let relation = table.relation();
+    let gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
     let is_in = attempt(|| {
-        let all = gains.iter_mut();
-        all.map(|gain| filter.matches(&mut gain.row, relation))
+        let all = gains.iter();
+        all.map(|gain| filter.matches(&gain.row))
             .collect::<Vec<_>>()
     });
     let is_in = is_in.map_err(|caught| unevaluated(&caught))?;
@@ -105,8 +101,11 @@ pub fn judge_counts(
             after: new,
             other_key: None,
         });
-        judged.1.push(went);
-        judged.2.push(came);
+        judged.1.push(Side {
+            effect: judged.0.len() - 1,
+            was_in: went,
+            is_in: came,
+        });
     }
     Ok(judged)
 }

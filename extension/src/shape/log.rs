@@ -183,7 +183,7 @@ impl<'a> Shape<'a> {
             before: &self.before,
         };
         let chains = net::chains(&records);
-        let (mut effects, was_in, is_in) = match &mut self.counts {
+        let (mut effects, sides) = match &mut self.counts {
             None => judge(self.table, &mut self.filter, &transaction, &chains, &around)?,
             Some(counts) => judge_counts(
                 counts,
@@ -195,7 +195,8 @@ impl<'a> Shape<'a> {
             )?,
         };
         let mut changes: Vec<Vec<bool>> = vec![Vec::new(); effects.len()];
-        for i in (0..effects.len()).filter(|i| was_in[*i] && is_in[*i]) {
+        for side in sides.iter().filter(|side| side.was_in && side.is_in) {
+            let i = side.effect;
             let Effect {
                 before: Some(before),
                 after: Some(after),
@@ -208,13 +209,7 @@ impl<'a> Shape<'a> {
                 .projection
                 .changes(self.table, before, after, &around)?;
         }
-        let planned =
-            operation::plan(
-                &effects,
-                &was_in,
-                &is_in,
-                |i| Ok(changes[i].contains(&true)),
-            )?;
+        let planned = operation::plan(&effects, &sides, |i| Ok(changes[i].contains(&true)))?;
         let at = At {
             xid: commit.xid,
             position: commit.position,

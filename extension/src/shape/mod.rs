@@ -27,7 +27,14 @@ pub mod operation;
 
 pub mod attached;
 pub mod feed;
+pub mod group;
 pub mod pass;
+pub mod refresh;
+pub mod resolve;
+pub mod route;
+pub mod router;
 pub mod share;
+pub mod template;
 
+pub mod explain;
 pub mod inspect;

@@ -10,7 +10,7 @@
 //! and at most one operation.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 
 use crate::record::{Image, Record, Tid};
 
@@ -151,6 +151,40 @@ pub struct Effect<K, R> {
     pub other_key: Option<K>,
 }
 
+/// A hash of keys, which whoever writes rows may choose: seeded, so that nobody can make them collide.
+#[derive(Clone)]
+struct KeyHash(u64);
+
+impl Default for KeyHash {
+    fn default() -> KeyHash {
+        KeyHash(std::hash::RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for KeyHash {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(self.0)
+    }
+}
+
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0);
+    }
+
+    fn write_usize(&mut self, length: usize) {
+        self.0 ^= length as u64;
+    }
+}
+
 /// Pairs the ends of a table's chains by key; in order of `op_position`.
 pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Effect<K, R>> {
     let before = index(&chains, |chain| chain.before.as_ref());
@@ -201,7 +235,7 @@ pub fn effects<K: Clone + Eq + Hash, R>(mut chains: Vec<Keyed<K, R>>) -> Vec<Eff
 fn index<K: Clone + Eq + Hash, R>(
     chains: &[Keyed<K, R>],
     end: impl Fn(&Keyed<K, R>) -> Option<&(K, R)>,
-) -> HashMap<K, usize> {
+) -> HashMap<K, usize, KeyHash> {
     let ends = chains.iter().enumerate();
     ends.filter_map(|(i, chain)| end(chain).map(|(key, _)| (key.clone(), i)))
         .collect()

@@ -191,27 +191,38 @@ pub struct Planned {
     pub pair: bool,
 }
 
-/// The operations of a shape in a transaction. `was_in` and `is_in` say of each effect on which side its row was in the
-/// shape; `changed` whether a selected column changed.
+/// An effect with a row of a shape on one side at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Index of the effect.
+    pub effect: usize,
+    /// The row was in before.
+    pub was_in: bool,
+    /// The row is in after.
+    pub is_in: bool,
+}
+
+/// The operations of a shape in a transaction. `sides` are in order; effects that are not there do not concern it. `changed`
+/// says whether a selected column changed.
 pub fn plan(
     effects: &[Effect],
-    was_in: &[bool],
-    is_in: &[bool],
+    sides: &[Side],
     mut changed: impl FnMut(usize) -> Result<bool>,
 ) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
-    for (i, effect) in effects.iter().enumerate() {
+    for (place, side) in sides.iter().enumerate() {
+        let effect = side.effect;
         let mut outcome = Ok(false);
-        let operation = decide(was_in[i], is_in[i], || {
-            outcome = changed(i);
+        let operation = decide(side.was_in, side.is_in, || {
+            outcome = changed(effect);
             matches!(outcome, Ok(true))
         });
         outcome?;
         if let Some(operation) = operation {
             planned.push(Planned {
-                effect: i,
+                effect,
                 operation,
-                pair: effect.other_key.is_some() && stays(effects, i, was_in, is_in),
+                pair: effects[effect].other_key.is_some() && stays(effects, sides, place),
             });
         }
     }
@@ -219,16 +230,16 @@ pub fn plan(
 }
 
 /// Both ends of a row that changed its key are in the shape. The other end is near: its place is one off.
-fn stays(effects: &[Effect], i: usize, was_in: &[bool], is_in: &[bool]) -> bool {
-    let other = |j: usize| {
-        effects
-            .get(j)
-            .is_some_and(|other| other.op_position ^ 1 == effects[i].op_position)
-    };
-    if is_in[i] {
-        i > 0 && other(i - 1) && was_in[i - 1]
+fn stays(effects: &[Effect], sides: &[Side], place: usize) -> bool {
+    let this = sides[place];
+    let is_other =
+        |other: &&Side| effects[other.effect].op_position ^ 1 == effects[this.effect].op_position;
+    if this.is_in {
+        let before = place.checked_sub(1).map(|before| &sides[before]);
+        before.filter(is_other).is_some_and(|other| other.was_in)
     } else {
-        other(i + 1) && is_in[i + 1]
+        let after = sides.get(place + 1);
+        after.filter(is_other).is_some_and(|other| other.is_in)
     }
 }
 

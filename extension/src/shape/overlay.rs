@@ -14,7 +14,6 @@ use super::window::{End, Log, Transaction, ends_of};
 use crate::error::{Error, Result};
 use crate::pg::expr::Predicate;
 use crate::pg::image::Row;
-use crate::pg::relation::Relation;
 use crate::sequence::order::Snapshot;
 
 /// A where clause, compiled for a table.
@@ -46,12 +45,10 @@ impl Filter {
     }
 
     /// Is a row in, whose columns have been fetched?
-    pub fn matches(&mut self, row: &mut Row, table: &Relation) -> bool {
-        let Some(predicate) = &mut self.predicate else {
-            return true;
-        };
-        row.settle(table);
-        predicate.matches(row)
+    pub fn matches(&mut self, row: &Row) -> bool {
+        self.predicate
+            .as_mut()
+            .is_none_or(|predicate| predicate.matches(row))
     }
 }
 
@@ -157,7 +154,7 @@ fn keep(
     around: &Around<'_>,
 ) -> Result<Option<Row>> {
     table.fetch(&mut row, filter.columns(), around)?;
-    if !filter.matches(&mut row, table.relation()) {
+    if !filter.matches(&row) {
         return Ok(None);
     }
     table.fetch(&mut row, needed, around)?;

@@ -1,16 +1,18 @@
 //! One pass of a feed over the log.
 //!
-//! A table's changes are decoded once, a where clause is asked once about each, and a message is written once for all
-//! shapes that get the same.
+//! A table's changes are decoded once, the where clauses that let a row in are found once, and a message is written once for
+//! all shapes that get the same.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::attached::{Attached, Ended, Filtered, Group};
-use super::judge::{Judged, Sides, Tally, fetch, judge_counts, sides};
+use super::attached::{Attached, Ended};
+use super::group::{Group, Keyless};
+use super::judge::{Judged, Tally, fetch, judge_counts};
 use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection};
 use super::place;
+use super::route::{Hit, Routed, sides};
 use super::share::{Message, Messages};
 use super::tuple::{Around, Effect, Table, changed};
 use super::window::{Commit, Log, Transaction};
@@ -227,21 +229,24 @@ impl Pass<'_> {
     /// One table's part of a transaction.
     fn table(&mut self, whole: &Whole<'_>, group: &mut Group) -> Result<()> {
         // Keys are written under pinned settings, whosever they are.
-        self.act_as(&group.filters[0].role.clone())?;
+        self.act_as(group.some_role())?;
         let mut open = self.open(group)?;
         if open.table.keyed {
             let mut effects = open
                 .table
                 .effects(whole.transaction, whole.chains, whole.around)?;
-            let judged = self.judge(whole, group, &mut open.table, &mut effects)?;
+            let hits = self.judge(whole, group, &mut open.table, &mut effects)?;
             let mut messages = Messages::default();
-            for (filtered, sides) in group.filters.iter().zip(&judged) {
+            for hits in hits.chunk_by(|a, b| a.clause() == b.clause()) {
+                let Some(clause) = &group.clauses[hits[0].clause() as usize] else {
+                    continue;
+                };
                 messages.plan(
-                    filtered,
+                    &clause.shapes,
                     &mut open.table,
                     &open.projections,
                     &mut effects,
-                    sides,
+                    &sides(hits),
                     whole.around,
                 )?;
             }
@@ -276,79 +281,116 @@ impl Pass<'_> {
         })
     }
 
-    /// Asks each filter about both sides of each effect. One that raises an error ends its shapes, and no others.
-    ///
-    /// Filters of the form `column = constant` could be found here by an index over the constants; those that are not
-    /// would still be asked one by one.
+    /// Finds which where clauses let in which rows, in order. One that raises an error ends its shapes, and no others.
     fn judge(
         &mut self,
         whole: &Whole<'_>,
         group: &mut Group,
         table: &mut Table,
         effects: &mut [Effect],
-    ) -> Result<Vec<Sides>> {
-        let columns: Vec<usize> = group
-            .filters
-            .iter()
-            .flat_map(|filtered| filtered.filter.columns())
-            .copied()
-            .collect();
-        fetch(effects, &columns, table, whole.around)?;
-        let mut judged = Vec::with_capacity(group.filters.len());
-        while judged.len() < group.filters.len() {
-            let from = judged.len();
-            let role = group.filters[from].role.clone();
-            self.act_as(&role)?;
-            let to = from + group.filters[from..].partition_point(|filtered| filtered.role == role);
-            let mut ask = |range: std::ops::Range<usize>| {
-                let filters = group.filters[range].iter_mut();
-                attempt(|| {
-                    filters
-                        .map(|filtered| sides(effects, &mut filtered.filter, table))
-                        .collect::<Vec<_>>()
-                })
-            };
-            if let Ok(sides) = ask(from..to) {
-                judged.extend(sides);
+    ) -> Result<Vec<Hit>> {
+        fetch(effects, &group.columns, table, whole.around)?;
+        let Routed {
+            mut hits,
+            candidates,
+        } = self.route(whole, group, table, effects);
+        for candidate in &candidates {
+            let row = candidate.row(effects).filter(|row| row.is_external());
+            let clause = group.clauses[candidate.clause() as usize].as_ref();
+            if let (Some(row), Some(clause)) = (row, clause) {
+                table.fetch(row, &group.template(clause).columns, whole.around)?;
+            }
+        }
+        let work = group.work(&candidates);
+        for work in work.chunk_by(|a, b| a.role == b.role) {
+            self.act_as(&group.roles[work[0].role as usize])?;
+            if let Ok(found) = attempt(|| group.evaluate(work, &candidates, effects)) {
+                hits.extend(found);
                 continue;
             }
-            match ask(from..from + 1) {
-                Ok(sides) => judged.extend(sides),
-                Err(caught) => {
-                    let filtered = group.filters.remove(from);
-                    self.end(filtered.ids(), whole.commit.position, reason(&caught));
+            for one in work {
+                let one = std::slice::from_ref(one);
+                match attempt(|| group.evaluate(one, &candidates, effects)) {
+                    Ok(found) => hits.extend(found),
+                    Err(caught) => self.end_clause(whole, group, one[0].clause, &caught),
                 }
             }
         }
-        Ok(judged)
+        hits.sort_unstable();
+        hits.dedup();
+        Ok(hits)
     }
 
-    /// A table without a key: each filter counts its rows.
+    /// Looks rows up. A router that raises an error ends the shapes that it serves.
+    fn route(
+        &mut self,
+        whole: &Whole<'_>,
+        group: &mut Group,
+        table: &Table,
+        effects: &[Effect],
+    ) -> Routed {
+        let mut routers: Vec<usize> = (0..group.routers.len()).collect();
+        if !group.routing_may_fail() {
+            return group.route(effects, &routers, &table.scratch);
+        }
+        if let Ok(routed) = attempt(|| group.route(effects, &routers, &table.scratch)) {
+            return routed;
+        }
+        routers.retain(|router| {
+            let outcome = attempt(|| group.route(effects, &[*router], &table.scratch));
+            if let Err(caught) = &outcome {
+                for clause in group.clauses_of(*router) {
+                    self.end_clause(whole, group, clause, caught);
+                }
+            }
+            outcome.is_ok()
+        });
+        group.route(effects, &routers, &table.scratch)
+    }
+
+    fn end_clause(&mut self, whole: &Whole<'_>, group: &mut Group, clause: u32, caught: &Caught) {
+        self.end_shapes(whole, group, clause, reason(caught));
+    }
+
+    fn end_shapes(&mut self, whole: &Whole<'_>, group: &mut Group, clause: u32, reason: String) {
+        let ids: Vec<i32> = group.bury(clause).iter().map(|shape| shape.id).collect();
+        self.attached.forget(&[Ended {
+            ids: ids.clone(),
+            reason: String::new(),
+        }]);
+        self.end(ids, whole.commit.position, reason);
+    }
+
+    /// A table without a key: each where clause counts its rows.
     fn keyless(&mut self, whole: &Whole<'_>, group: &mut Group, open: &mut Open) -> Result<()> {
-        let mut number = 0;
-        while number < group.filters.len() {
-            let filtered = &mut group.filters[number];
-            self.act_as(&filtered.role.clone())?;
-            let (mut effects, was_in, is_in) =
-                match count(self.log, whole, filtered, &mut open.table) {
-                    Ok(judged) => judged,
-                    Err(error) => {
-                        let filtered = group.filters.remove(number);
-                        self.end(filtered.ids(), whole.commit.position, error.to_string());
-                        continue;
-                    }
-                };
+        for number in 0..group.clauses.len() {
+            let Some(mut clause) = group.clauses[number].take() else {
+                continue;
+            };
+            let role = group.roles[group.template(&clause).role as usize].clone();
+            self.act_as(&role)?;
+            let keyless = clause.keyless.as_mut();
+            let keyless = keyless.expect("a clause of a table without a key has it");
+            let judged = count(self.log, whole, keyless, &mut open.table);
+            let shapes = clause.shapes.clone();
+            group.clauses[number] = Some(clause);
+            let (mut effects, sides) = match judged {
+                Ok(judged) => judged,
+                Err(error) => {
+                    self.end_shapes(whole, group, number as u32, error.to_string());
+                    continue;
+                }
+            };
             let mut messages = Messages::default();
             messages.plan(
-                filtered,
+                &shapes,
                 &mut open.table,
                 &open.projections,
                 &mut effects,
-                &(was_in, is_in),
+                &sides,
                 whole.around,
             )?;
             self.write(whole, open, &mut effects, messages)?;
-            number += 1;
         }
         Ok(())
     }
@@ -410,19 +452,13 @@ fn reason(caught: &Caught) -> String {
     format!("the where clause raised an error (SQLSTATE {sqlstate})")
 }
 
-/// What a transaction did to the rows of a filter on a table without a key.
-fn count(
-    log: &Log,
-    whole: &Whole<'_>,
-    filtered: &mut Filtered,
-    table: &mut Table,
-) -> Result<Judged> {
-    let Filtered {
-        counts,
+/// What a transaction did to the rows of a where clause on a table without a key.
+fn count(log: &Log, whole: &Whole<'_>, keyless: &mut Keyless, table: &mut Table) -> Result<Judged> {
+    let Keyless {
+        definition,
         filter,
-        shapes,
-        ..
-    } = filtered;
+        counts,
+    } = keyless;
     let counts = match counts {
         Some(counts) => counts,
         None => {
@@ -431,7 +467,6 @@ fn count(
             let (batch, before) = batch
                 .map(|batch| (batch.position, batch.snapshot))
                 .unwrap_or_default();
-            let definition = &shapes[0].definition;
             counts.insert(
                 Tally {
                     log,

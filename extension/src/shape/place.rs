@@ -62,7 +62,7 @@ impl Bounds {
 
 /// The bounds of the log, as the active snapshot sees it; None when nothing has been sequenced.
 pub fn bounds(log: &Log) -> Option<Bounds> {
-    let (floor, head) = (log.oldest_batch()?.position, log.newest_batch()?.position);
+    let (floor, head) = (log.floor()?, log.newest_batch()?.position);
     Some(Bounds {
         eras: eras(),
         floor,
@@ -201,17 +201,17 @@ pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<B
 
 /// The first position from which the log of a shape can be read to the head.
 pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
-    let oldest = log.oldest_batch().map_or(0, |batch| batch.position);
+    let floor = log.floor().unwrap_or(0);
     let since = match tracked_since(definition.relid) {
         Tracked::Since(since) => since,
         _ => 0,
     };
-    let ends = log.ends_above(oldest);
+    let ends = log.ends_above(floor);
     let ended = ends.iter().rfind(|(_, ends)| {
         ends.iter()
             .any(|end| concerns(end, definition, &table.family))
     });
-    oldest
+    floor
         .max(since)
         .max(ended.map_or(0, |(position, _)| *position))
 }

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::attached::Filtered;
-use super::judge::Sides;
+use super::group::Shape;
 use super::message::Operation;
-use super::operation::{self, Projection};
+use super::operation::{self, Projection, Side};
 use super::tuple::{Around, Effect, Table};
 use crate::error::Result;
 
@@ -34,19 +33,20 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Adds the operations of a filter's shapes.
+    /// Adds the operations of shapes with one where clause. `sides` are those on which it lets rows in.
     pub fn plan(
         &mut self,
-        filtered: &Filtered,
+        shapes: &[Shape],
         table: &mut Table,
         projections: &[Projection],
         effects: &mut [Effect],
-        (was_in, is_in): &Sides,
+        sides: &[Side],
         around: &Around<'_>,
     ) -> Result<()> {
-        for shape in &filtered.shapes {
-            let selection = shape.selection;
-            for i in (0..effects.len()).filter(|i| was_in[*i] && is_in[*i]) {
+        for shape in shapes {
+            let selection = shape.selection as usize;
+            for i in sides.iter().filter(|side| side.was_in && side.is_in) {
+                let i = i.effect;
                 if self.changes.contains_key(&(i, selection)) {
                     continue;
                 }
@@ -67,7 +67,7 @@ impl Messages {
                     .get(&(i, selection))
                     .is_some_and(|changed| changed.contains(&true)))
             };
-            let planned = operation::plan(effects, was_in, is_in, changed)?;
+            let planned = operation::plan(effects, sides, changed)?;
             for (i, planned_one) in planned.iter().enumerate() {
                 let operation::Planned {
                     effect,
@@ -81,7 +81,7 @@ impl Messages {
                     pair,
                     last: i + 1 == planned.len(),
                 };
-                self.ids.entry(message).or_default().extend(&shape.ids);
+                self.ids.entry(message).or_default().push(shape.id);
             }
         }
         Ok(())

@@ -186,6 +186,10 @@ impl Snapshot {
         let table = place::open_table(definition)?;
         let log = Log::lock();
         let _latest = Latest::take();
+        if log.floor().is_some_and(|floor| floor > *position) {
+            let why = "reading the snapshot took longer than shapefeed.retention and retention_size allow for";
+            return Err(Error::TryAgain(why.into()));
+        }
         place::require(&log, *position)?;
         check_ends(&log, definition, &table, *position)
     }

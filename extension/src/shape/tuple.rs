@@ -143,6 +143,11 @@ impl Table {
         &self.names[place]
     }
 
+    /// Number of its columns, dropped ones included.
+    pub fn width(&self) -> usize {
+        self.names.len()
+    }
+
     /// The type of a column.
     pub fn type_of(&self, place: usize) -> Oid {
         self.types[place]

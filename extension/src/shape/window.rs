@@ -29,8 +29,6 @@ pub struct Batch {
     pub position: i64,
     /// Sees what has a position up to there.
     pub snapshot: Snapshot,
-    /// Idle clients rest here.
-    pub resting: bool,
 }
 
 /// A transaction that has a position.
@@ -105,6 +103,8 @@ pub struct Log {
     changes: Vec<Member>,
     commits: Vec<Member>,
     batches: Vec<Member>,
+    /// Positions up to which the log was emptied. Its lock says that one of shapefeed's own readers is at work.
+    floors: Option<Member>,
     copies: OnceCell<HashMap<(u32, u32), Place>>,
     memory: Context,
 }
@@ -123,6 +123,7 @@ impl Log {
             changes: open(Ring::Change),
             commits: open(Ring::Commit),
             batches: open(Ring::Batch),
+            floors: open_floors(),
             copies: OnceCell::new(),
             memory: Context::new(),
         }
@@ -151,30 +152,38 @@ impl Log {
     pub fn newest_batch_up_to(&self, position: i64) -> Option<Batch> {
         self.batches
             .iter()
-            .filter_map(|member| self.first_batch(member, position, Direction::Backward))
+            .filter_map(|member| self.newest_batch_of(member, position))
             .max_by_key(|b| b.position)
     }
 
-    /// The oldest batch that is still there.
-    pub fn oldest_batch(&self) -> Option<Batch> {
-        self.batches
-            .iter()
-            .filter_map(|member| self.first_batch(member, i64::MAX, Direction::Forward))
-            .min_by_key(|b| b.position)
+    /// The position from which the log is whole: the first end of a batch that retention has not passed.
+    pub fn floor(&self) -> Option<i64> {
+        let mut emptied_up_to = 0;
+        if let Some(floors) = &self.floors {
+            self.scan(floors, floors.key, &[], Direction::Backward, |row| {
+                emptied_up_to = row.get(1).expect("position is not null");
+                false
+            });
+        }
+        let first = |member: &Member| {
+            let mut found = None;
+            let from = [Key::int8_from(1, emptied_up_to)];
+            self.scan(member, member.key, &from, Direction::Forward, |row| {
+                found = row.get::<i64>(1);
+                false
+            });
+            found
+        };
+        self.batches.iter().filter_map(first).min()
     }
 
-    fn first_batch(&self, member: &Member, up_to: i64, direction: Direction) -> Option<Batch> {
+    fn newest_batch_of(&self, member: &Member, up_to: i64) -> Option<Batch> {
         let mut found = None;
-        self.scan(
-            member,
-            member.key,
-            &[Key::int8_up_to(1, up_to)],
-            direction,
-            |row| {
-                found = Some(batch_of(&row));
-                false
-            },
-        );
+        let keys = [Key::int8_up_to(1, up_to)];
+        self.scan(member, member.key, &keys, Direction::Backward, |row| {
+            found = Some(batch_of(&row));
+            false
+        });
         found
     }
 
@@ -212,24 +221,6 @@ impl Log {
     pub fn batch(&self, position: i64) -> Option<Batch> {
         self.newest_batch_up_to(position)
             .filter(|batch| batch.position == position)
-    }
-
-    /// The newest resting position in a stretch, both ends included.
-    pub fn resting_position(&self, from: i64, to: i64) -> Option<i64> {
-        let newest = |member: &Member| {
-            let keys = [
-                Key::int8_above(1, from.saturating_sub(1)),
-                Key::int8_up_to(1, to),
-            ];
-            let mut found = None;
-            self.scan(member, member.key, &keys, Direction::Backward, |row| {
-                let batch = batch_of(&row);
-                found = batch.resting.then_some(batch.position);
-                found.is_none()
-            });
-            found
-        };
-        self.batches.iter().filter_map(newest).max()
     }
 
     /// Transactions with a position above `after`, up to `to`, that touched what `wanted` says, in order; about as many
@@ -379,10 +370,9 @@ impl Drop for Log {
         if std::thread::panicking() {
             return; // the transaction's abort gives the locks back
         }
-        for member in [&mut self.changes, &mut self.commits, &mut self.batches]
-            .into_iter()
-            .flat_map(std::mem::take)
-        {
+        let rings = [&mut self.changes, &mut self.commits, &mut self.batches];
+        let members = rings.into_iter().flat_map(std::mem::take);
+        for member in members.chain(self.floors.take()) {
             drop(member.table);
             reading::unlock_shared(member.oid);
         }
@@ -398,11 +388,18 @@ fn open(ring: Ring) -> Vec<Member> {
     (0..RING_MEMBERS).filter_map(open).collect()
 }
 
+fn open_floors() -> Option<Member> {
+    let namespace = our_namespace()?;
+    let oid = relation_oid(namespace, "floor")?;
+    let table = Relation::open(oid, Lock::AccessShare)?;
+    let key = relation_oid(namespace, "floor_pkey")?;
+    Some(Member { table, oid, key })
+}
+
 fn batch_of(row: &scan::Row<'_>) -> Batch {
     Batch {
         position: row.get(1).expect("position is not null"),
         snapshot: row.get::<PgSnapshot>(2).expect("snapshot is not null").0,
-        resting: row.get(4).expect("resting is not null"),
     }
 }
 

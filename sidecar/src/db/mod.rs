@@ -1,5 +1,6 @@
 //! The SQL that the sidecar may call, one function each. What they mean is in the extension's `sql/functions`.
 
+mod asking;
 mod queries;
 mod session;
 
@@ -11,8 +12,11 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Json as AsJson;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub use asking::Asking;
 pub use queries::{Batch, Head, LogChunk, Placed, read_head};
-pub use session::{FeedRow, attach, detach, feed, prepare_feed, sequence, wait};
+pub use session::{
+    FeedRow, attach, detach, feed, prepare_feed, refuse_pooler, retain, sequence, wait,
+};
 
 use crate::config::Config;
 use crate::definition::Definition;
@@ -23,6 +27,8 @@ use crate::tls;
 const POOL_WAIT: Duration = Duration::from_secs(5);
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for a table that somebody has locked: others need its connection.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bound of any statement but those that wait or copy.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -76,6 +82,11 @@ impl Db {
         Ok(client)
     }
 
+    /// A connection for a request's questions.
+    async fn ask(&self) -> Result<Asking, Error> {
+        Asking::begin(&self.requests, &self.tls).await
+    }
+
     /// Connections of the request pool: (all, free).
     pub fn pool_status(&self) -> (usize, usize) {
         let status = self.requests.status();
@@ -97,7 +108,11 @@ fn pool(
         recycling_method: RecyclingMethod::Fast,
     };
     let manager = Manager::from_config(config.clone(), tls.clone(), recycling);
-    let settings = session_settings(statement_timeout);
+    let locks = LOCK_TIMEOUT.as_millis();
+    let settings = format!(
+        "{}; set lock_timeout = {locks}",
+        session_settings(statement_timeout)
+    );
     let set = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
         let settings = settings.clone();
         Box::pin(async move {

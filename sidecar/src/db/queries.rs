@@ -1,13 +1,12 @@
 //! Questions and commands of requests, by the pools.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use deadpool_postgres::Object;
 use futures_util::TryStreamExt;
 use serde_json::value::RawValue;
 use tokio_postgres::types::{Json as AsJson, ToSql};
-use tokio_postgres::{Client, CopyOutStream, RowStream};
+use tokio_postgres::{Client, CopyOutStream, Row, RowStream};
 
-use super::{Db, definition};
+use super::{Asking, Db, definition};
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::offset::Place;
@@ -62,6 +61,8 @@ pub struct LogChunk {
     pub upto: Option<i64>,
     /// Transactions up to there that touched the table and are no operation of the shape.
     pub silent: Vec<u32>,
+    /// Newest resting position when it was read, if that is known.
+    pub resting: Option<i64>,
 }
 impl Db {
     /// What a shape is, or why it cannot be.
@@ -71,9 +72,7 @@ impl Db {
             shape.relation.table.as_str(),
         ];
         let (replica, log) = (shape.replica.as_str(), shape.log.as_str());
-        let client = self.requests.get().await?;
         let sql = "select shapefeed._define($1, $2, $3, $4, $5, $6, $7)";
-        let statement = client.prepare_cached(sql).await?;
         let arguments: [&(dyn ToSql + Sync); 7] = [
             &relation.as_slice(),
             &shape.condition,
@@ -83,23 +82,21 @@ impl Db {
             &log,
             &self.role,
         ];
-        let AsJson(answer): AsJson<Box<RawValue>> =
-            client.query_one(&statement, &arguments).await?.try_get(0)?;
+        let AsJson(answer): AsJson<Box<RawValue>> = self.one(sql, &arguments).await?.try_get(0)?;
         read_definition(answer)
     }
 
     /// Where the log ends now.
     pub async fn head(&self) -> Result<Head, Error> {
-        let client = self.requests.get().await?;
-        read_head(&client).await
+        let client = self.ask().await?;
+        let head = read_head(&client).await;
+        client.end(head)
     }
 
     /// The newest batch end at which a snapshot of this shape can be taken.
     pub async fn pin(&self, shape: &Definition) -> Result<Batch, Error> {
-        let client = self.requests.get().await?;
         let sql = "select position, xmin, xmax, xip from shapefeed._pin($1)";
-        let statement = client.prepare_cached(sql).await?;
-        let row = client.query_one(&statement, &[&definition(shape)]).await?;
+        let row = self.one(sql, &[&definition(shape)]).await?;
         Ok(Batch {
             position: row.try_get(0)?,
             xmin: row.try_get(1)?,
@@ -110,20 +107,18 @@ impl Db {
 
     /// The batch that ended at `position`.
     pub async fn batch(&self, position: i64) -> Result<Option<Batch>, Error> {
-        let client = self.requests.get().await?;
-        let statement = client
-            .prepare_cached("select xmin, xmax, xip from shapefeed._batch($1)")
-            .await?;
-        let row = client.query_opt(&statement, &[&position]).await?;
-        row.map(|row| {
-            Ok(Batch {
-                position,
-                xmin: row.try_get(0)?,
-                xmax: row.try_get(1)?,
-                xip: row.try_get(2)?,
+        let sql = "select xmin, xmax, xip from shapefeed._batch($1)";
+        let rows = self.rows(sql, &[&position]).await?;
+        rows.first()
+            .map(|row| {
+                Ok(Batch {
+                    position,
+                    xmin: row.try_get(0)?,
+                    xmax: row.try_get(1)?,
+                    xip: row.try_get(2)?,
+                })
             })
-        })
-        .transpose()
+            .transpose()
     }
 
     /// Whether a handle with this pin can be read from `position` on.
@@ -133,12 +128,9 @@ impl Db {
         pin: i64,
         position: i64,
     ) -> Result<Placed, Error> {
-        let client = self.requests.get().await?;
-        let statement = client
-            .prepare_cached("select state, reason from shapefeed._place($1, $2, $3)")
-            .await?;
-        let row = client
-            .query_one(&statement, &[&definition(shape), &pin, &position])
+        let sql = "select state, reason from shapefeed._place($1, $2, $3)";
+        let row = self
+            .one(sql, &[&definition(shape), &pin, &position])
             .await?;
         Ok(match row.try_get(0)? {
             "ok" => Placed::Here,
@@ -155,41 +147,11 @@ impl Db {
         to: i64,
         max_bytes: i64,
     ) -> Result<LogChunk, Error> {
-        let client = self.requests.get().await?;
-        let sql = "select position, n, message, last, upto, silent from shapefeed._log($1, $2, $3, $4, $5)";
-        let statement = client.prepare_cached(sql).await?;
         let definition = definition(shape);
         let (position, n) = (from.position(), from.n());
-        let arguments: [&(dyn ToSql + Sync); 5] = [&definition, &position, &n, &to, &max_bytes];
-        let rows = client.query_raw(&statement, arguments).await?;
-        let mut rows = std::pin::pin!(rows);
-        let mut messages = BytesMut::new();
-        let mut chunk = LogChunk {
-            messages: Bytes::new(),
-            end: None,
-            upto: None,
-            silent: Vec::new(),
-        };
-        while let Some(row) = rows.try_next().await? {
-            let Some(message): Option<&str> = row.try_get(2)? else {
-                chunk.upto = row.try_get(4)?;
-                let silent: Option<Vec<i64>> = row.try_get(5)?;
-                chunk.silent = silent.iter().flatten().map(|xid| *xid as u32).collect();
-                continue;
-            };
-            if !messages.is_empty() {
-                messages.put_slice(SEPARATOR);
-            }
-            messages.put_slice(message.as_bytes());
-            let n = if row.try_get::<_, Option<bool>>(3)? == Some(true) {
-                0
-            } else {
-                row.try_get(1)?
-            };
-            chunk.end = Some(Place::new(row.try_get(0)?, n));
-        }
-        chunk.messages = messages.freeze();
-        Ok(chunk)
+        let client = self.ask().await?;
+        let chunk = read_log(&client, [&definition, &position, &n, &to, &max_bytes]).await;
+        client.end(chunk)
     }
 
     /// Starts to track a table, outside a transaction so that it can try again and again for its lock.
@@ -205,10 +167,8 @@ impl Db {
 
     /// Writes the end of all handles of a definition into the log.
     pub async fn rotate(&self, hash: u64) -> Result<(), Error> {
-        let client = self.requests.get().await?;
-        Ok(client
-            .batch_execute(&format!("call shapefeed._rotate('{hash}')"))
-            .await?)
+        self.execute(&format!("call shapefeed._rotate('{hash}')"))
+            .await
     }
 
     /// Rows of a shape as of now, as `_subset` gives them. The connection must live as long as the stream.
@@ -218,10 +178,9 @@ impl Db {
         subset: &Subset,
         queryable: Option<&[String]>,
         mark: i32,
-    ) -> Result<(Object, RowStream), Error> {
-        let client = self.requests.get().await?;
+    ) -> Result<(Asking, RowStream), Error> {
+        let client = self.ask().await?;
         let sql = "select shapefeed._subset($1, $2, $3, $4, $5, $6, $7, $8)";
-        let statement = client.prepare_cached(sql).await?;
         let definition = definition(shape);
         let arguments: [&(dyn ToSql + Sync); 8] = [
             &definition,
@@ -233,8 +192,14 @@ impl Db {
             &queryable,
             &mark,
         ];
-        let rows = client.query_raw(&statement, arguments).await?;
-        Ok((client, rows))
+        let asked = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query_raw(&statement, arguments).await
+        };
+        match asked.await {
+            Ok(rows) => Ok((client, rows)),
+            Err(error) => Err(client.end(error.into())),
+        }
     }
 
     /// Starts to copy a snapshot, or what of it comes after `cursor`. The connection must live as long as the stream.
@@ -244,8 +209,8 @@ impl Db {
         position: i64,
         chunk_bytes: i64,
         cursor: Option<&str>,
-    ) -> Result<(Object, CopyOutStream), Error> {
-        let client = self.snapshots.get().await?;
+    ) -> Result<(Asking, CopyOutStream), Error> {
+        let client = Asking::begin(&self.snapshots, &self.tls).await?;
         let literal = postgres_protocol::escape::escape_literal;
         let definition = literal(shape.raw().get());
         let cursor = cursor.map_or("null".into(), literal);
@@ -253,10 +218,78 @@ impl Db {
             "copy (select shapefeed._snapshot({definition}::pg_catalog.jsonb, {position}, {chunk_bytes}, {cursor})) \
              to stdout (format binary)"
         );
-        let stream = client.copy_out(&sql).await?;
-        Ok((client, stream))
+        match client.copy_out(&sql).await {
+            Ok(stream) => Ok((client, stream)),
+            Err(error) => Err(client.end(error.into())),
+        }
+    }
+
+    async fn one(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        let mut rows = self.rows(sql, arguments).await?;
+        match (rows.pop(), rows.is_empty()) {
+            (Some(row), true) => Ok(row),
+            _ => Err(Error::internal(std::io::Error::other(format!(
+                "not one row: {sql}"
+            )))),
+        }
+    }
+
+    async fn rows(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let client = self.ask().await?;
+        let rows = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, arguments).await
+        }
+        .await;
+        Ok(client.end(rows)?)
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), Error> {
+        let client = self.ask().await?;
+        let done = client.batch_execute(sql).await;
+        Ok(client.end(done)?)
     }
 }
+/// Puts together what `_log` returns.
+async fn read_log(
+    client: &deadpool_postgres::Client,
+    arguments: [&(dyn ToSql + Sync); 5],
+) -> Result<LogChunk, Error> {
+    let sql =
+        "select position, n, message, last, upto, silent from shapefeed._log($1, $2, $3, $4, $5)";
+    let statement = client.prepare_cached(sql).await?;
+    let rows = client.query_raw(&statement, arguments).await?;
+    let mut rows = std::pin::pin!(rows);
+    let mut messages = BytesMut::new();
+    let mut chunk = LogChunk {
+        messages: Bytes::new(),
+        end: None,
+        upto: None,
+        silent: Vec::new(),
+        resting: None,
+    };
+    while let Some(row) = rows.try_next().await? {
+        let Some(message): Option<&str> = row.try_get(2)? else {
+            chunk.upto = row.try_get(4)?;
+            let silent: Option<Vec<i64>> = row.try_get(5)?;
+            chunk.silent = silent.iter().flatten().map(|xid| *xid as u32).collect();
+            continue;
+        };
+        if !messages.is_empty() {
+            messages.put_slice(SEPARATOR);
+        }
+        messages.put_slice(message.as_bytes());
+        let n = if row.try_get::<_, Option<bool>>(3)? == Some(true) {
+            0
+        } else {
+            row.try_get(1)?
+        };
+        chunk.end = Some(Place::new(row.try_get(0)?, n));
+    }
+    chunk.messages = messages.freeze();
+    Ok(chunk)
+}
+
 /// Where the log ends, by a connection of one's own.
 pub async fn read_head(client: &Client) -> Result<Head, Error> {
     let sql = "select head, resting, in_recovery, preloaded from shapefeed._head()";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::definition;
 use crate::definition::Definition;
@@ -46,6 +46,36 @@ pub enum FeedRow<'a> {
     /// All up to here was reported.
     Upto(i64),
 }
+
+/// What a session has attached is lost behind a pooler that lends backends by the transaction. That shows when a second
+/// connection is inside a transaction: a backend was lent to it that the first one had, or the first one gets another.
+pub async fn refuse_pooler(first: &Client, second: &Client) -> Result<(), Error> {
+    let before = backend(first).await?;
+    second.batch_execute("begin").await?;
+    let (other, after) = (backend(second).await?, backend(first).await?);
+    second.batch_execute("commit").await?;
+    if before == after && before != other {
+        return Ok(());
+    }
+    tracing::error!(
+        "the database's URL leads to a pooler that shares sessions: it must lead to Postgres itself"
+    );
+    Err(Error::unavailable(
+        "connected through a pooler that shares sessions",
+    ))
+}
+
+async fn backend(client: &Client) -> Result<Option<String>, Error> {
+    // Not prepared: behind a pooler that would already fail, in other words.
+    let answer = client
+        .simple_query("select pg_catalog.pg_backend_pid()")
+        .await?;
+    Ok(answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
+}
+
 /// Sleeps in the database until the log goes past `after`.
 pub async fn wait(client: &Client, after: i64, timeout: Duration) -> Result<(), Error> {
     let sql = format!("call shapefeed.wait({after}, {})", timeout.as_millis());
@@ -55,6 +85,11 @@ pub async fn wait(client: &Client, after: i64, timeout: Duration) -> Result<(), 
 /// Gives positions to what was committed, where no worker does.
 pub async fn sequence(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute("call shapefeed.sequence()").await
+}
+
+/// Drops what of the log is older than it need be, where no worker does.
+pub async fn retain(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("call shapefeed.retain()").await
 }
 
 /// Attaches shapes to this session's feed and returns the position after which it reports them.

@@ -25,9 +25,8 @@ pub async fn get(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let query = Query::parse(query.as_deref().unwrap_or(""));
-    let request = read(&app, &query);
-    answer(&app, request, &method, &headers).await
+    let (request, given) = read(&app, query, headers);
+    answer(&app, request, method != Method::HEAD, given).await
 }
 
 /// The same for a request with parameters in its body.
@@ -37,7 +36,7 @@ pub async fn post(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: 
         Ok(()) => read_body(&mut query, body).await,
         Err(error) => Err(error),
     };
-    let mut response = answer(&app, request, &Method::POST, &HeaderMap::new()).await;
+    let mut response = answer(&app, request, true, None).await;
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -49,15 +48,19 @@ async fn read_body(query: &mut Query, body: Body) -> Result<ShapeRequest, Error>
     params::shape_request(query).map_err(Error::Invalid)
 }
 
+// Only what is needed later is kept: a held request must not keep the buffer that it was read into.
 async fn answer(
     app: &Arc<App>,
     request: Result<ShapeRequest, Error>,
-    method: &Method,
-    headers: &HeaderMap,
+    holds: bool,
+    given: Option<String>,
 ) -> Response {
     let began = Instant::now();
     let (class, result) = match request {
-        Ok(request) => (class(&request), serve(app, &request, method, headers).await),
+        Ok(request) => (
+            class(&request),
+            serve(app, &request, holds, given.as_deref()).await,
+        ),
         Err(error) => ("refused", Err(error)),
     };
     if let Err(Error::MustRefetch { reason, .. }) = &result {
@@ -72,9 +75,16 @@ async fn answer(
     response
 }
 
-fn read(app: &App, query: &Query) -> Result<ShapeRequest, Error> {
-    authorize(&app.config, query)?;
-    params::shape_request(query).map_err(Error::Invalid)
+fn read(
+    app: &App,
+    query: Option<String>,
+    headers: HeaderMap,
+) -> (Result<ShapeRequest, Error>, Option<String>) {
+    let query = Query::parse(query.as_deref().unwrap_or(""));
+    let request = authorize(&app.config, &query)
+        .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
+    let given = response::if_none_match(&headers).map(str::to_owned);
+    (request, given)
 }
 
 fn class(request: &ShapeRequest) -> &'static str {
@@ -92,15 +102,14 @@ fn class(request: &ShapeRequest) -> &'static str {
 async fn serve(
     app: &Arc<App>,
     request: &ShapeRequest,
-    method: &Method,
-    headers: &HeaderMap,
+    holds: bool,
+    given: Option<&str>,
 ) -> Result<Response, Error> {
-    let given = response::if_none_match(headers);
     let asked = Asked {
         app,
         request,
         given,
-        holds: *method != Method::HEAD,
+        holds,
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
@@ -114,9 +123,8 @@ async fn serve(
     };
     match result {
         Err(Error::MustRefetch { reason, .. }) => {
-            let handle = app
-                .replacement(&definition, request.handle, request.expired)
-                .await;
+            let (refused, expired) = (request.handle, request.expired);
+            let handle = Box::pin(app.replacement(&definition, refused, expired)).await;
             Err(Error::MustRefetch { handle, reason })
         }
         result => result,

@@ -29,7 +29,8 @@ const MAX_BYTES: usize = 65536;
 pub struct Where {
     /// The expression, allocated in the memory context that was current.
     pub(super) tree: *mut Node,
-    /// The canonical text: parameters, session values and constant parts folded. None if every row is in.
+    /// The canonical text: parameters, session values and constant parts folded. None if every row is in, or if it was not
+    /// asked for.
     pub text: Option<String>,
     /// The attribute numbers that it reads, ascending.
     pub columns: Vec<i16>,
@@ -48,7 +49,7 @@ impl Where {
 /// Parses, checks and folds a where clause on a table that the caller has locked. `params` are the values of `$1`,
 /// `$2` and so on. Whatever is wrong with the text or the values comes back as a refusal, not as an error.
 pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
-    analyze_among(relid, clause, params, None)
+    read(relid, clause, params, None, true)
 }
 
 /// The same, where the clause may name only columns with these attribute numbers, if they are given: any other is
@@ -59,10 +60,25 @@ pub fn analyze_among(
     params: &[Option<String>],
     known: Option<&[i16]>,
 ) -> Result<Where, Refused> {
+    read(relid, clause, params, known, true)
+}
+
+/// The same for a text that is canonical: without making one of it again.
+pub fn reanalyze(relid: Oid, text: &str) -> Result<Where, Refused> {
+    read(relid, text, &[], None, false)
+}
+
+fn read(
+    relid: Oid,
+    clause: &str,
+    params: &[Option<String>],
+    known: Option<&[i16]>,
+    with_text: bool,
+) -> Result<Where, Refused> {
     let source = Source::new(clause);
     attempt_in_steps(&source, |step| {
         // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
-        unsafe { analyze_or_raise(relid, &source, params, known, step) }
+        unsafe { analyze_or_raise(relid, &source, params, known, with_text, step) }
     })
 }
 
@@ -97,6 +113,7 @@ unsafe fn analyze_or_raise(
     source: &Source,
     params: &[Option<String>],
     known: Option<&[i16]>,
+    with_text: bool,
     step: &Cell<Step>,
 ) -> Result<Where, Refused> {
     let text = CString::new(source.text.as_str()).unwrap_or_default();
@@ -112,7 +129,7 @@ unsafe fn analyze_or_raise(
         let tree = fold(fold(typed));
         check::check(tree, check::Origin::Folded)?;
         check::columns_are_stored(tree, &relation)?;
-        let text = (!is_true(tree)).then(|| deparse(tree, &relation));
+        let text = (with_text && !is_true(tree)).then(|| deparse(tree, &relation));
         Ok(Where {
             tree,
             text,

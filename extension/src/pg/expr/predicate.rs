@@ -1,9 +1,13 @@
-//! A where clause compiled for one table.
+//! Where clauses compiled, and what they are evaluated in.
 
+use pg_sys::{Node, Oid};
 use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
 use pgrx::{PgRelation, pg_sys};
 
-use super::{Refused, analyze};
+use super::super::image::Row;
+use super::super::values::Values;
+use super::template::Lifted;
+use super::{Refused, reanalyze};
 use crate::error::{Error, Result};
 
 mod raw {
@@ -11,91 +15,209 @@ mod raw {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
-        pub fn ExecStoreHeapTuple(
-            tuple: pg_sys::HeapTuple,
-            slot: *mut pg_sys::TupleTableSlot,
-            should_free: bool,
-        ) -> *mut pg_sys::TupleTableSlot;
         pub fn MemoryContextReset(context: pg_sys::MemoryContext);
     }
 }
 
-/// Something that holds a heap tuple.
-///
-/// # Safety
-/// The pointer is to a valid tuple, and stays so while `self` is borrowed.
-pub unsafe trait HeapTupleRef {
-    /// The tuple.
-    fn heap_tuple(&self) -> pg_sys::HeapTuple;
-}
-
-/// A compiled where clause. It keeps running unchanged after the table or a function in it was altered: drop it on
-/// invalidation.
+/// Compiled conditions, all of which must be true. They keep running unchanged after the table or a function in them was
+/// altered: drop them on invalidation.
 #[derive(Debug)]
-pub struct Predicate {
+pub struct Compiled {
     /// What the state below is allocated in; deleted with this.
     memory: pg_sys::MemoryContext,
-    /// Null if every row is in.
     state: *mut pg_sys::ExprState,
+    /// Types of the constants that it is given with each row.
+    types: Vec<Oid>,
+}
+
+impl Compiled {
+    /// Compiles what is evaluated for a row that a template has found. Call it inside [`crate::pg::role::AsRole`]: what
+    /// the clause may call is decided here.
+    pub fn residual(lifted: &Lifted) -> Compiled {
+        let types = lifted.constants.iter().map(|constant| constant.type_oid);
+        // SAFETY: analyzed expressions with constants lifted.
+        unsafe { Compiled::new(&lifted.residual, types.collect()) }
+    }
+
+    /// # Safety
+    /// `quals` are analyzed and folded expressions; their Params have these types.
+    pub(super) unsafe fn new(quals: &[*mut Node], types: Vec<Oid>) -> Compiled {
+        // SAFETY: what the executor keeps is allocated in a context that lives until drop; ExecInitQual() without a parent
+        // plan node needs nothing else.
+        unsafe {
+            let memory = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"shapefeed template".as_ptr(),
+                0,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            let mut compiled = Compiled {
+                memory,
+                state: std::ptr::null_mut(),
+                types,
+            };
+            let outer = pg_sys::MemoryContextSwitchTo(memory);
+            let mut list = std::ptr::null_mut();
+            for qual in quals {
+                let qual = pg_sys::copyObjectImpl((*qual).cast()).cast();
+                pg_sys::fix_opfuncids(qual);
+                pg_sys::convert_saop_to_hashed_saop(qual);
+                list = pg_sys::lappend(list, qual.cast());
+            }
+            compiled.state = pg_sys::ExecInitQual(list, std::ptr::null_mut());
+            pg_sys::MemoryContextSwitchTo(outer);
+            compiled
+        }
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        // SAFETY: the context is this one's own.
+        unsafe { pg_sys::MemoryContextDelete(self.memory) }
+    }
+}
+
+/// What conditions on rows of one table are evaluated in.
+#[derive(Debug)]
+pub struct Scope {
+    /// What the others are allocated in; deleted with this.
+    memory: pg_sys::MemoryContext,
     slot: *mut pg_sys::TupleTableSlot,
     context: *mut pg_sys::ExprContext,
+    params: pg_sys::ParamListInfo,
+    room: usize,
+}
+
+impl Scope {
+    /// Of a table on which a lock is held.
+    pub fn of(relid: Oid) -> Scope {
+        // SAFETY: the caller's lock keeps the relation from going away; all that is kept is allocated in a context that
+        // lives until drop. The slot's descriptor is a copy in it, so nothing is pinned.
+        unsafe {
+            let relation = PgRelation::open(relid);
+            let memory = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"shapefeed scope".as_ptr(),
+                0,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            let outer = pg_sys::MemoryContextSwitchTo(memory);
+            let attributes = pg_sys::CreateTupleDescCopy((*relation.as_ptr()).rd_att);
+            let slot = pg_sys::MakeSingleTupleTableSlot(attributes, &pg_sys::TTSOpsVirtual);
+            let context = pg_sys::CreateStandaloneExprContext();
+            (*context).ecxt_scantuple = slot;
+            pg_sys::MemoryContextSwitchTo(outer);
+            Scope {
+                memory,
+                slot,
+                context,
+                params: std::ptr::null_mut(),
+                room: 0,
+            }
+        }
+    }
+
+    /// Sets the constants of a template's clause: what is evaluated from here on has these. They must outlive that.
+    pub fn set_constants(&mut self, compiled: &Compiled, constants: Option<&Values>) {
+        // SAFETY: the list has room for as many values as there are types, and the executor only reads it.
+        unsafe {
+            if self.room < compiled.types.len() || self.params.is_null() {
+                self.room = compiled.types.len();
+                let outer = pg_sys::MemoryContextSwitchTo(self.memory);
+                self.params = pg_sys::makeParamList(self.room as i32);
+                pg_sys::MemoryContextSwitchTo(outer);
+            }
+            let params = (*self.params).params.as_mut_ptr();
+            let values = constants.into_iter().flat_map(Values::iter);
+            for (place, (value, type_oid)) in values.zip(&compiled.types).enumerate() {
+                *params.add(place) = pg_sys::ParamExternData {
+                    value,
+                    isnull: false,
+                    pflags: pg_sys::PARAM_FLAG_CONST as u16,
+                    ptype: *type_oid,
+                };
+            }
+            (*self.context).ecxt_param_list_info = self.params;
+            // What the executor keeps with the state, such as hashed lists, lives as long as that.
+            (*self.context).ecxt_per_query_memory = compiled.memory;
+        }
+    }
+
+    /// Which of these rows are in? False and null are out. The columns that are read have been fetched. Call it inside the
+    /// role that the conditions were compiled in.
+    pub fn matches(&mut self, compiled: &Compiled, rows: &[&Row]) -> Vec<bool> {
+        let (state, slot, context) = (compiled.state, self.slot, self.context);
+        let mut answers = vec![false; rows.len()];
+        let answer = answers.as_mut_ptr();
+        // SAFETY: ExecStoreVirtualTuple() of each row's own arrays, which are as long as the descriptor says, and
+        // ExecEvalExprSwitchContext(), in one guard: no value with a destructor is made inside it. The slot is read no more
+        // after this; an answer is passed by value, and there is room for as many as there are rows.
+        unsafe {
+            let memory = (*context).ecxt_per_tuple_memory;
+            let Some(evaluate) = (*state).evalfunc else {
+                return answers;
+            };
+            let outer = pg_sys::CurrentMemoryContext;
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                pg_sys::CurrentMemoryContext = memory;
+                for (place, row) in rows.iter().enumerate() {
+                    let (values, nulls) = row.columns();
+                    (*slot).tts_values = values.as_ptr().cast_mut();
+                    (*slot).tts_isnull = nulls.as_ptr().cast_mut();
+                    (*slot).tts_nvalid = values.len() as i16;
+                    (*slot).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
+                    let mut is_null = false;
+                    let value = evaluate(state, context, &mut is_null);
+                    *answer.add(place) = !is_null && value.value() != 0;
+                    if !(*memory).isReset || !(*memory).firstchild.is_null() {
+                        raw::MemoryContextReset(memory);
+                    }
+                }
+                pg_sys::CurrentMemoryContext = outer;
+            });
+            pg_sys::CurrentMemoryContext = outer;
+        }
+        answers
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        // SAFETY: the context is this one's own.
+        unsafe { pg_sys::MemoryContextDelete(self.memory) }
+    }
+}
+
+/// One where clause, compiled by itself.
+#[derive(Debug)]
+pub struct Predicate {
+    compiled: Compiled,
+    scope: Scope,
     columns: Vec<i16>,
 }
 
 impl Predicate {
     /// Compiles a where clause for a table, or a partition of it, on which a lock is held. Call it inside
     /// [`crate::pg::role::AsRole`]: what the clause may call is decided here. The text passes all checks again.
-    pub fn compile(relid: pg_sys::Oid, clause: &str) -> Result<Predicate> {
-        let clause = analyze(relid, clause, &[]).map_err(|Refused(why)| {
+    pub fn compile(relid: Oid, clause: &str) -> Result<Predicate> {
+        let clause = reanalyze(relid, clause).map_err(|Refused(why)| {
             Error::Sql(
                 ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("invalid where clause: {why}"),
                 "",
             )
         })?;
-        // SAFETY: the caller's lock keeps the relation from going away. All that the executor keeps is allocated in a
-        // context that lives until drop; ExecInitQual() without a parent plan node needs nothing else.
-        unsafe {
-            let relation = PgRelation::open(relid);
-            let planned = pg_sys::expression_planner(clause.tree.cast());
-            let quals = pg_sys::make_ands_implicit(pg_sys::canonicalize_qual(planned, false));
-            let mut predicate = Predicate::in_new_context(clause.columns);
-            let outer = pg_sys::MemoryContextSwitchTo(predicate.memory);
-            let quals = pg_sys::copyObjectImpl(quals.cast()).cast();
-            // With the constraints comes what attributes added later have in older tuples.
-            let attributes = pg_sys::CreateTupleDescCopyConstr((*relation.as_ptr()).rd_att);
-            predicate.slot = pg_sys::MakeSingleTupleTableSlot(attributes, &pg_sys::TTSOpsHeapTuple);
-            predicate.context = pg_sys::CreateStandaloneExprContext();
-            (*predicate.context).ecxt_scantuple = predicate.slot;
-            predicate.state = pg_sys::ExecInitQual(quals, std::ptr::null_mut());
-            pg_sys::MemoryContextSwitchTo(outer);
-            Ok(predicate)
-        }
-    }
-
-    fn in_new_context(columns: Vec<i16>) -> Predicate {
-        // SAFETY: makes an empty context below the one that lives as long as the backend.
-        let memory = unsafe {
-            pg_sys::AllocSetContextCreateInternal(
-                pg_sys::TopMemoryContext,
-                c"shapefeed predicate".as_ptr(),
-                0,
-                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
-                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
-            )
+        let mut predicate = Predicate {
+            // SAFETY: the clause has been analyzed and folded, and has no Params.
+            compiled: unsafe { Compiled::new(&clause.whole(), Vec::new()) },
+            scope: Scope::of(relid),
+            columns: clause.columns,
         };
-        let (state, slot, context) = (
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-        );
-        Predicate {
-            memory,
-            state,
-            slot,
-            context,
-            columns,
-        }
+        predicate.scope.set_constants(&predicate.compiled, None);
+        Ok(predicate)
     }
 
     /// The attribute numbers that it reads, ascending.
@@ -103,39 +225,8 @@ impl Predicate {
         &self.columns
     }
 
-    /// Is this row in? False and null are out. Call it inside the same role as [`Predicate::compile`].
-    pub fn matches(&mut self, tuple: &impl HeapTupleRef) -> bool {
-        if self.state.is_null() {
-            return true;
-        }
-        let (state, slot, context, tuple) =
-            (self.state, self.slot, self.context, tuple.heap_tuple());
-        // SAFETY: ExecEvalExprSwitchContext() in one guard: no value with a destructor lives inside it. The tuple
-        // outlives the call and is not the slot's to free; nothing by reference is taken out of the tuple's memory.
-        unsafe {
-            let memory = (*context).ecxt_per_tuple_memory;
-            let Some(evaluate) = (*state).evalfunc else {
-                return false;
-            };
-            let outer = pg_sys::CurrentMemoryContext;
-            let answer = pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                let mut is_null = false;
-                raw::ExecStoreHeapTuple(tuple, slot, false);
-                pg_sys::CurrentMemoryContext = memory;
-                let value = evaluate(state, context, &mut is_null);
-                pg_sys::CurrentMemoryContext = outer;
-                raw::MemoryContextReset(memory);
-                !is_null && value.value() != 0
-            });
-            pg_sys::CurrentMemoryContext = outer;
-            answer
-        }
-    }
-}
-
-impl Drop for Predicate {
-    fn drop(&mut self) {
-        // SAFETY: the context is this one's own; the slot's descriptor is a copy in it, so nothing is pinned.
-        unsafe { pg_sys::MemoryContextDelete(self.memory) }
+    /// Is this row in? As for [`Scope::matches`].
+    pub fn matches(&mut self, row: &Row) -> bool {
+        self.scope.matches(&self.compiled, &[row])[0]
     }
 }

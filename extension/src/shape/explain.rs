@@ -1,0 +1,238 @@
+//! Why a row is in a shape or not, and what it costs to know: what `explain_shape` shows in psql.
+
+use std::time::Instant;
+
+use pgrx::PgSqlErrorCode::{ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_TABLE};
+use pgrx::pg_sys::Oid;
+use pgrx::prelude::*;
+
+use super::definition::Definition;
+use super::group::Group;
+use super::inspect::define;
+use super::place::open_table;
+use super::tuple::{Effect, Table};
+use crate::error::{Error, OrRaise, Result};
+use crate::pg::expr::{self, Condition, Refused};
+use crate::pg::image::Row;
+use crate::pg::memory::Context;
+use crate::pg::query::{Cursor, Goal, identifier, literal, qualified, type_name};
+use crate::pg::reading::Latest;
+use crate::pg::role::AsRole;
+
+/// One line: what is done, with which condition, what came of it for the row, and what it costs.
+type Line = (&'static str, Option<String>, Option<String>, Option<f64>);
+
+/// How often something is done to find out what it costs.
+const TIMES: u32 = 1000;
+
+/// A shape by itself, as the feed has it among others.
+struct Explainer {
+    group: Group,
+    conditions: Vec<Condition>,
+    /// What the group is asked for.
+    clause: u32,
+}
+
+/// What is known of a row.
+struct Verdict {
+    found: bool,
+    /// For each condition: it is true of the row, and what evaluating it costs.
+    conditions: Vec<(bool, f64)>,
+    is_in: bool,
+    /// What looking it up costs.
+    look_up: f64,
+}
+
+impl Explainer {
+    fn judge(&mut self, row: Row) -> Verdict {
+        let scratch = Context::new();
+        let conditions = self.conditions.iter().map(|condition| {
+            let scope = &mut self.group.scope;
+            scope.set_constants(&condition.compiled, None);
+            let rows = vec![&row; TIMES as usize];
+            let started = Instant::now();
+            let answers = scope.matches(&condition.compiled, &rows);
+            (answers[0], nanoseconds(started))
+        });
+        let conditions = conditions.collect();
+        let effects = [Effect {
+            op_position: 0,
+            key: b"".as_slice().into(),
+            before: None,
+            after: Some(row),
+            other_key: None,
+        }];
+        let routers: Vec<usize> = (0..self.group.routers.len()).collect();
+        let started = Instant::now();
+        for _ in 1..TIMES {
+            self.group.route(&effects, &routers, &scratch);
+        }
+        let routed = self.group.route(&effects, &routers, &scratch);
+        let look_up = nanoseconds(started);
+        let work = self.group.work(&routed.candidates);
+        let found = !routed.hits.is_empty() || !work.is_empty();
+        let evaluated = self.group.evaluate(&work, &routed.candidates, &effects);
+        let mut hits = routed.hits.iter().chain(&evaluated);
+        Verdict {
+            found,
+            conditions,
+            is_in: hits.any(|hit| hit.clause() == self.clause),
+            look_up,
+        }
+    }
+}
+
+/// Nanoseconds of one of [`TIMES`], in whole ones.
+fn nanoseconds(started: Instant) -> f64 {
+    (started.elapsed().as_nanos() as f64 / f64::from(TIMES)).round()
+}
+
+fn explain(definition: &Definition, key: Option<&[String]>) -> Result<Vec<Line>> {
+    let _role = AsRole::enter(&definition.role)?;
+    let table = open_table(definition)?;
+    if !table.keyed {
+        let message = format!("table \"{}\" has no primary key", definition.table);
+        return Err(Error::Unsupported(
+            message,
+            "Its rows are counted, and each where clause is evaluated by itself.",
+        ));
+    }
+    let relid = Oid::from_u32(definition.relid);
+    let clause = definition.where_text.as_deref();
+    let clause = clause.map(|text| expr::reanalyze(relid, text)).transpose();
+    let clause =
+        clause.map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
+    let lifted = clause.as_ref().map(expr::Where::lift);
+    let mut group = Group::new(definition)?;
+    let number = group.add(0, definition, lifted.as_ref())?;
+    let conditions = clause.map_or_else(Vec::new, |clause| clause.conditions(relid));
+    let mut explainer = Explainer {
+        group,
+        conditions,
+        clause: number,
+    };
+    let verdict = read(definition, &table, key, &mut explainer)?;
+    let index = match &lifted {
+        None => vec![("every row", None)],
+        Some(lifted) if lifted.accesses.is_none() => vec![("no index", None)],
+        Some(lifted) => lifted
+            .entries(|column| identifier(table.name_of(column)))
+            .into_iter()
+            .map(|entry| ("index", Some(entry)))
+            .collect(),
+    };
+    Ok(lines(index, &explainer.conditions, verdict.as_ref(), key))
+}
+
+fn lines(
+    index: Vec<(&'static str, Option<String>)>,
+    conditions: &[Condition],
+    verdict: Option<&Verdict>,
+    key: Option<&[String]>,
+) -> Vec<Line> {
+    let of_row = verdict.filter(|_| key.is_some());
+    let mut lines: Vec<Line> = index
+        .into_iter()
+        .map(|(step, text)| (step, text, None, None))
+        .collect();
+    if let (Some(first), Some(verdict)) = (lines.first_mut(), verdict) {
+        let found = if verdict.found { "found" } else { "not found" };
+        first.2 = of_row.map(|_| found.to_string());
+        first.3 = Some(verdict.look_up);
+    }
+    for (place, condition) in conditions.iter().enumerate() {
+        let answer = |verdict: &Verdict| {
+            let is_true = verdict.conditions[place].0;
+            if is_true { "true" } else { "not true" }.to_string()
+        };
+        lines.push((
+            "evaluate",
+            Some(condition.text.clone()),
+            of_row.map(answer),
+            verdict.map(|verdict| verdict.conditions[place].1),
+        ));
+    }
+    if let Some(key) = key {
+        let result = match of_row {
+            None => "no such row",
+            Some(verdict) if verdict.is_in => "in",
+            Some(_) => "not in",
+        };
+        lines.push(("row", Some(key.join(", ")), Some(result.into()), None));
+    }
+    lines
+}
+
+/// Reads a row by its key, or any, as the current user, and has it judged. None if there is none.
+fn read(
+    definition: &Definition,
+    table: &Table,
+    key: Option<&[String]>,
+    explainer: &mut Explainer,
+) -> Result<Option<Verdict>> {
+    let readable = |place: &usize| {
+        let name = table.name_of(*place);
+        definition.columns.iter().any(|column| column == name)
+            || explainer.group.columns.contains(place)
+    };
+    let mut wanted: Vec<usize> = (0..table.width()).filter(readable).collect();
+    for clause in explainer.group.clauses.iter().flatten() {
+        wanted.extend(&explainer.group.template(clause).columns);
+    }
+    let column = |place: usize| {
+        if wanted.contains(&place) {
+            identifier(table.name_of(place))
+        } else {
+            "null".into()
+        }
+    };
+    let columns: Vec<String> = (0..table.width()).map(column).collect();
+    let only = if table.partitioned { "" } else { "only " };
+    let from = qualified(&definition.schema, &definition.table);
+    let mut sql = format!("select {} from {only}{from}", columns.join(", "));
+    if let Some(key) = key {
+        if key.len() != table.key.len() {
+            let message = format!("the key has {} columns", table.key.len());
+            return Err(Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, message, ""));
+        }
+        let equal = key.iter().zip(&table.key).map(|(text, place)| {
+            let of_type = type_name(table.type_of(*place));
+            let name = identifier(table.name_of(*place));
+            format!("{name} = {}::{of_type}", literal(text))
+        });
+        sql += &format!(" where {}", equal.collect::<Vec<_>>().join(" and "));
+    }
+    let _latest = Latest::take();
+    let cursor = Cursor::open(&sql, Goal::FirstRows);
+    let mut verdict = None;
+    cursor.fetch(1, &mut |row| verdict = Some(explainer.judge(row.row())));
+    cursor.close();
+    Ok(verdict)
+}
+
+/// `shapefeed.explain_shape`: how a shape's rows are found, and whether a row is one.
+#[pg_extern(sql = false)]
+#[allow(
+    clippy::type_complexity,
+    reason = "the macro wants the row type spelled out"
+)]
+fn explain_shape(
+    relation: Option<Oid>,
+    clause: Option<String>,
+    params: Option<Vec<Option<String>>>,
+    columns: Option<Vec<String>>,
+    key: Option<Vec<String>>,
+) -> TableIterator<
+    'static,
+    (
+        name!(step, &'static str),
+        name!(condition, Option<String>),
+        name!(result, Option<String>),
+        name!(cost_ns, Option<f64>),
+    ),
+> {
+    let missing = || Error::Sql(ERRCODE_UNDEFINED_TABLE, "a table is expected".into(), "");
+    let relation = relation.ok_or_else(missing).or_raise();
+    let definition = define(relation, clause, params, columns, "default").or_raise();
+    TableIterator::new(explain(&definition, key.as_deref()).or_raise())
+}

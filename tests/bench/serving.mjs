@@ -1,0 +1,165 @@
+// Many clients and many shapes on one sidecar: what a delivery costs, and how long the last one waits.
+import { startSidecar, waitFor } from '../lib/index.mjs'
+import { benchDatabase } from './lib/cluster.mjs'
+import { nowMs, startLoad } from './lib/load.mjs'
+import { clusterCpu, cpuMs, memoryKiB } from './lib/processes.mjs'
+import { check, figure, remark } from './lib/report.mjs'
+import { median, quantile } from './lib/statistics.mjs'
+
+const suite = 'serving'
+
+/** Each with a database, a sidecar and clients of its own. */
+const parts = { stampede, 'one shape': oneShape, idle, 'many shapes': manyShapes, 'wide transaction': wideTransaction }
+
+/** Those whose name has a match of `only`, a regular expression. */
+export async function serving(cluster, only = '') {
+  for (const [name, part] of Object.entries(parts)) {
+    if (!new RegExp(only).test(name)) continue
+    const database = await benchDatabase(cluster)
+    // No live request ends by itself while something is measured.
+    const sidecar = await startSidecar({ databaseUrl: database.url, env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '300000' } })
+    const clients = startLoad('clients')
+    try {
+      await part({ cluster, database, sidecar, clients })
+    } finally {
+      await clients.stop()
+      await sidecar.stop()
+      await database.client.end()
+      await database.drop()
+    }
+  }
+}
+
+const metric = async ({ sidecar }, name) => {
+  const text = await (await fetch(`${sidecar.url}/metrics`)).text()
+  const found = [...text.matchAll(new RegExp(`^shapefeed_${name}(?:\\{[^}]*\\})? (\\d+)`, 'mg'))]
+  return found.reduce((sum, [, value]) => sum + Number(value), 0)
+}
+
+const untilHeld = (site, count) =>
+  waitFor(async () => await metric(site, 'live_requests') === count, { timeoutMs: 60_000, what: `${count} requests are held` })
+
+/** CPU in milliseconds that database and sidecar have used. */
+const serverCpu = ({ cluster, sidecar }) => ({ cluster: clusterCpu(cluster.pid).total * 1000, sidecar: cpuMs(sidecar.pid) })
+
+const itemsTable = (rows, companies) => `create table items (id int primary key, company_id int, n int, title text);
+  insert into items select i, i % ${companies}, -1, 'Title of item number ' || i from generate_series(0, ${rows - 1}) i;`
+
+async function stampede(site) {
+  const [count, rows] = [2000, 500]
+  await site.database.psql(itemsTable(rows, 1))
+  const shape = { table: 'items' }
+  await site.clients.call('open', site.sidecar.url, count, [shape])
+  const [before, client] = [await metric(site, 'snapshots_total'), await site.clients.cpuMs()]
+  const { ms, bytes, rows: came } = await site.clients.call('startAtOnce')
+  check(suite, `${count} clients at once: snapshots taken`, await metric(site, 'snapshots_total') - before, 1)
+  check(suite, `${count} clients at once: rows of a client, lengths of all answers`, `${came} ${bytes.length}`, `${rows} 1`)
+  figure({ suite, name: `${count} clients at once for a shape of ${rows} rows`, value: ms / 1000, unit: ' s', at: '<=', target: 1.5, absolute: true,
+    note: `${(bytes[0] * count / 2 ** 20).toFixed(0)} MiB; clients' CPU ${(await site.clients.cpuMs() - client).toFixed(0)} ms` })
+}
+
+async function oneShape(site) {
+  const [count, changes] = [5000, 10]
+  await site.database.psql(itemsTable(500, 1))
+  await site.clients.call('open', site.sidecar.url, 1, [{ table: 'items' }])
+  await site.clients.call('goLive')
+  await untilHeld(site, 1)
+  const one = memoryKiB(site.sidecar.pid).now
+  const crowd = startLoad('clients')
+  await crowd.call('open', site.sidecar.url, count, [{ table: 'items' }])
+  await crowd.call('goLive')
+  await untilHeld(site, count + 1)
+  const perClient = (memoryKiB(site.sidecar.pid).now - one) / count
+  const lasts = []
+  const [before, client] = [serverCpu(site), await crowd.cpuMs()]
+  for (let change = 0; change < changes; change++) {
+    await site.database.client.query('update items set n = $1 where id = 7', [change])
+    const committed = nowMs()
+    await waitFor(async () => await crowd.call('waiting') === count, { intervalMs: 5, what: `change ${change} is everywhere` })
+    const answers = await crowd.call('take', 'n')
+    check(suite, `${count} clients on a shape: those that got change ${change}`, answers.filter(({ values }) => values.join() === `${change}`).length, count)
+    lasts.push(Math.max(...answers.map(({ at }) => at)) - committed)
+    await untilHeld(site, count + 1)
+  }
+  const after = serverCpu(site)
+  const deliveries = changes * count
+  const [cluster, sidecar] = ['cluster', 'sidecar'].map((who) => (after[who] - before[who]) * 1000 / deliveries)
+  const generator = (await crowd.cpuMs() - client) * 1000 / deliveries
+  figure({ suite, name: `a change to the last of ${count} live clients`, value: median(lasts), unit: ' ms', at: '<=', target: 300, absolute: true, lasts })
+  figure({ suite, name: 'server CPU per delivery', value: cluster + sidecar, unit: ' µs', at: '<=', target: 40,
+    note: `sidecar ${sidecar.toFixed(1)}; the clients' own ${generator.toFixed(1)}` })
+  figure({ suite, name: 'memory per live client', value: perClient * 1.024, unit: ' kB', at: '<=', target: 24, absolute: true })
+  await crowd.stop()
+}
+
+async function idle(site) {
+  const count = 10_000
+  await site.database.psql(itemsTable(500, 1))
+  await site.clients.call('open', site.sidecar.url, count, [{ table: 'items' }])
+  await site.clients.call('goLive')
+  await untilHeld(site, count)
+  figure({ suite, name: `memory with ${count} idle live requests`, value: memoryKiB(site.sidecar.pid).now * 1.024 / 1000, unit: ' MB', at: '<=', target: 250,
+    absolute: true })
+}
+
+async function manyShapes(site) {
+  const [count, writes] = [1000, 4000]
+  await site.database.psql(itemsTable(10 * count, count))
+  await site.database.psql('call shapefeed.track($$items$$)')
+  const writer = startLoad('writer')
+  const statement = [`update items set n = $1::int where id = $1::int % ${10 * count}`]
+  const write = (first) => writer.call('write', site.database.url, statement, { perSecond: Infinity, count: writes, first })
+  const alone = tps(await write(0))
+  const shapes = Array.from({ length: count }, (_, k) => ({ table: 'items', where: `company_id = ${k}` }))
+  await site.clients.call('open', site.sidecar.url, count, shapes)
+  await site.clients.call('goLive')
+  await untilHeld(site, count)
+  const [before, client, own] = [serverCpu(site), await site.clients.cpuMs(), await writer.cpuMs()]
+  const acknowledged = await write(writes)
+  const stopped = nowMs()
+  const came = []
+  await waitFor(async () => {
+    came.push(...(await site.clients.call('take', 'n')).flatMap(({ client: number, at, values }) => values.map((n) => ({ number, at, n }))))
+    return came.length >= writes
+  }, { what: 'every change is there' })
+  const after = serverCpu(site)
+  const right = came.filter(({ number, n }) => n % count === number)
+  check(suite, `${count} shapes: changes at the client whose shape it is`, new Set(right.map(({ n }) => n)).size, writes)
+  check(suite, `${count} shapes: changes elsewhere or twice`, came.length - writes, 0)
+  const latencies = came.map(({ at, n }) => at - acknowledged[n - writes])
+  const perChange = (who) => (after[who] - before[who]) * 1000 / writes
+  const all = tps(acknowledged)
+  figure({ suite, name: `commit to client, ${count} shapes, full speed, p99`, value: quantile(latencies, 0.99), unit: ' ms', at: '<=', target: 30, absolute: true,
+    note: `p50 ${quantile(latencies, 0.5).toFixed(2)} ms; the last came ${(Math.max(...came.map(({ at }) => at)) - stopped).toFixed(1)} ms after the writer had stopped` })
+  figure({ suite, name: 'writer\'s tps of alone', value: all / alone, at: '>=', target: 0.8, note: `${alone.toFixed(0)} -> ${all.toFixed(0)} tps; ` +
+    `CPU a change: writer ${((await writer.cpuMs() - own) * 1000 / writes).toFixed(0)} µs, clients ${((await site.clients.cpuMs() - client) * 1000 / writes).toFixed(0)} µs` })
+  figure({ suite, name: 'server CPU per change', value: perChange('cluster') + perChange('sidecar'), unit: ' µs', at: '<=', target: 150,
+    note: `sidecar ${perChange('sidecar').toFixed(0)} µs` })
+  await writer.stop()
+}
+
+const tps = (acknowledged) => ((acknowledged.length - 1) * 1000) / (acknowledged.at(-1) - acknowledged[0])
+
+async function wideTransaction(site) {
+  const [count, rows, rounds] = [1500, 50, 5]
+  await site.database.psql(itemsTable(rows, 1))
+  const shapes = Array.from({ length: count }, (_, k) => ({ table: 'items', where: `id > ${-1 - k}` }))
+  await site.clients.call('open', site.sidecar.url, count, shapes)
+  await site.clients.call('goLive')
+  await untilHeld(site, count)
+  const lasts = []
+  const before = serverCpu(site)
+  for (let round = 0; round < rounds; round++) {
+    await site.database.client.query('update items set n = $1', [round])
+    const committed = nowMs()
+    await waitFor(async () => await site.clients.call('waiting') >= count, { intervalMs: 5, what: `round ${round} is everywhere` })
+    const answers = await site.clients.call('take', 'n')
+    check(suite, `${count} shapes: those that got all ${rows} rows`, answers.filter(({ values }) => values.length === rows && values.every((n) => n === round)).length, count)
+    lasts.push(Math.max(...answers.map(({ at }) => at)) - committed)
+    await untilHeld(site, count)
+  }
+  const after = serverCpu(site)
+  figure({ suite, name: `${rows} rows into ${count} shapes, to the last`, value: median(lasts), unit: ' ms', at: '<=', target: 150, absolute: true, lasts,
+    note: `CPU a transaction: database ${((after.cluster - before.cluster) / rounds).toFixed(0)} ms, sidecar ${((after.sidecar - before.sidecar) / rounds).toFixed(0)} ms` })
+  remark({ suite, name: 'deliveries of these transactions', value: count * rows * rounds })
+}
