@@ -86,7 +86,7 @@ impl Snapshots {
         mark: i32,
     ) -> Result<(Metadata, Chunk), Error> {
         let shared = &self.shared;
-        let (_connection, rows) = shared
+        let (connection, rows) = shared
             .db
             .subset(definition, subset, queryable, mark)
             .await?;
@@ -102,7 +102,7 @@ impl Snapshots {
             match tag {
                 b'X' => {
                     let errors = serde_json::from_slice(body).map_err(Error::internal)?;
-                    return Err(Error::Invalid(nested(errors)));
+                    return Err(connection.end(Error::Invalid(nested(errors))));
                 }
                 b'M' => metadata = Some(serde_json::from_slice(body).map_err(Error::internal)?),
                 b'D' => {
@@ -112,6 +112,7 @@ impl Snapshots {
                 _ => writer.close_chunk(None).await.map_err(Error::internal)?,
             }
         }
+        connection.end(());
         let metadata =
             metadata.ok_or_else(|| Error::unavailable("The subset ended early, please retry"))?;
         Ok((metadata, spool.chunk(&None).await?))
