@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::app::{App, nothing_sequenced, patiently};
 use crate::caching;
+use crate::content::Content;
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::handle::Handle;
@@ -138,14 +139,13 @@ impl Asked<'_> {
             [self.request.expired, None],
         );
         let end = protocol::snapshot_end(batch.xmin, batch.xmax, &batch.xip);
-        let (body, length) = array(Bytes::new(), Some(end));
+        let body = array(Bytes::new(), Some(end));
         Ok(Answer {
             handle,
             offset: Offset::SnapshotEnd,
             up_to_date: false,
             has_data: true,
             body,
-            length,
         })
     }
 
@@ -183,15 +183,15 @@ impl Asked<'_> {
             .pins
             .saw_snapshot(definition.hash, handle.pin, chunk.total);
         let (before, after) = brackets(chunk.len() == 0, end);
-        let length = before.len() as u64 + chunk.len() + after.len() as u64;
-        let body = chunk.into_body(before, after);
+        let (hash, pin, from) = (definition.hash, handle.pin, &self.request.offset);
+        let body = Content::snapshot(before, chunk, after)
+            .known_as(format!("{hash}-{pin}:{from}:{offset}"));
         Ok(Answer {
             handle,
             offset,
             up_to_date: false,
             has_data: true,
             body,
-            length,
         })
     }
 
@@ -210,7 +210,7 @@ impl Asked<'_> {
             .await?
             .head
             .ok_or_else(nothing_sequenced)?;
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(head, &[])));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(head, &[])));
         let offset = Offset::Log(Place::after(head));
         Ok(Answer {
             handle,
@@ -218,7 +218,6 @@ impl Asked<'_> {
             up_to_date: true,
             has_data: false,
             body,
-            length,
         })
     }
 
@@ -304,17 +303,22 @@ impl Asked<'_> {
         end: Place,
         (last_seen, last): (Option<i64>, Option<String>),
     ) -> Answer {
+        // The log is a function of the change table: these operations are the same for all who are there.
+        let (hash, pin, from) = (definition.hash, handle.pin, &self.request.offset);
+        let identity = format!(
+            "{hash}-{pin}:{from}:{end}:{}",
+            last.as_deref().unwrap_or("")
+        );
+        let body = array(messages, last).known_as(identity);
         let handle = last_seen.map_or(handle, |seen| {
             self.handle_at_the_end(definition, handle, seen)
         });
-        let (body, length) = array(messages, last);
         Answer {
             handle,
             offset: Offset::Log(end),
             up_to_date: last_seen.is_some(),
             has_data: true,
             body,
-            length,
         }
     }
 
@@ -348,14 +352,13 @@ impl Asked<'_> {
             _ => self.request.offset.clone(),
         };
         let handle = self.handle_at_the_end(definition, handle, evaluated);
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(evaluated, silent)));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(evaluated, silent)));
         Answer {
             handle,
             offset,
             up_to_date: true,
             has_data: false,
             body,
-            length,
         }
     }
 

@@ -8,6 +8,8 @@ use serde_json::Value as Json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
+use crate::compression::Compression;
 use crate::config::Config;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
 use crate::definition::{Definition, Definitions};
@@ -49,6 +51,10 @@ pub struct App {
     pub metrics: Metrics,
     /// When the sidecar was started.
     pub began: Instant,
+    /// How many requests are answered at the same time.
+    pub admission: Admission,
+    /// Compressed bodies.
+    pub compression: Compression,
     /// Cancelled when the sidecar is told to stop.
     pub shutdown: CancellationToken,
     // What many requests want at the same time is asked once.
@@ -75,6 +81,8 @@ impl App {
             live,
             touches: Touches::default(),
             metrics,
+            admission: Admission::new(&config),
+            compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
             pins: Pins::default(),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::caching::Ages;
+use crate::pace::Limits;
 
 /// Serves shapefeed's shapes over HTTP.
 #[derive(Clone, Debug, Parser)]
@@ -108,11 +109,6 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
 
-    /// Seconds after which a client that takes nothing of its answer is cut off.
-    #[arg(long, env = "SHAPEFEED_SEND_TIMEOUT", default_value_t = 60)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    pub send_timeout: u64,
-
     /// Bytes of recent operations that are kept in memory for live shapes.
     #[arg(long, env = "SHAPEFEED_TAIL_MAX_BYTES", default_value_t = 64 << 20)]
     pub tail_max_bytes: usize,
@@ -126,6 +122,47 @@ pub struct Config {
     )]
     #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub compression: bool,
+
+    /// Bytes of compressed answers that are kept for other clients that want the same.
+    #[arg(long, env = "SHAPEFEED_COMPRESSED_MAX_BYTES", default_value_t = 64 << 20)]
+    pub compressed_max_bytes: u64,
+
+    /// Certificate for TLS: a file with its chain, PEM. SIGHUP reads it and its key again.
+    #[arg(long, env = "SHAPEFEED_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the certificate: a file, PEM.
+    #[arg(long, env = "SHAPEFEED_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Requests without a handle that are answered at the same time; above that they get a 503.
+    #[arg(long, env = "SHAPEFEED_MAX_CONCURRENT_INITIAL", default_value_t = 300)]
+    #[arg(value_parser = concurrent())]
+    pub max_concurrent_initial: usize,
+
+    /// Requests with a handle that are answered, or held, at the same time; above that they get a 503.
+    #[arg(
+        long,
+        env = "SHAPEFEED_MAX_CONCURRENT_EXISTING",
+        default_value_t = 10_000
+    )]
+    #[arg(value_parser = concurrent())]
+    pub max_concurrent_existing: usize,
+
+    /// Seconds that a connection may be silent between requests. Proxies in front should keep theirs for less.
+    #[arg(long, env = "SHAPEFEED_IDLE_TIMEOUT", default_value_t = 180)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub idle_timeout: u64,
+
+    /// Seconds that the line and headers of a request, or a TLS handshake, may take to arrive.
+    #[arg(long, env = "SHAPEFEED_HEADER_TIMEOUT", default_value_t = 15)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub header_timeout: u64,
+
+    /// Seconds in which a client that is slow to take an answer must take 64 KiB of it, or is cut off.
+    #[arg(long, env = "SHAPEFEED_SEND_TIMEOUT", default_value_t = 60)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub send_timeout: u64,
 
     /// What is logged: error, warn, info, debug, trace, or a list of target=level.
     #[arg(long, env = "SHAPEFEED_LOG_LEVEL", default_value = "info")]
@@ -145,14 +182,26 @@ pub enum LogFormat {
     Json,
 }
 
+fn concurrent() -> impl clap::builder::TypedValueParser<Value = usize> {
+    clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1 << 30)
+}
+
 fn database_url() -> String {
     std::env::var("DATABASE_URL")
         .unwrap_or_else(|_| "postgresql://postgres@127.0.0.1:5432/postgres".into())
 }
 
 impl Config {
+    /// As the command line and the environment say, or an end with an explanation.
+    pub fn read() -> Self {
+        let matches = crate::aliases::command().get_matches();
+        Config::from_arg_matches(&matches)
+            .unwrap_or_else(|error| error.exit())
+            .checked()
+    }
+
     /// This, or an end with an explanation: serving without a secret must be asked for.
-    pub fn checked(self) -> Self {
+    fn checked(self) -> Self {
         let text = match (&self.secret, self.insecure) {
             (None, false) => "one of --secret and --insecure is needed",
             (Some(_), true) => "--secret and --insecure exclude each other",
@@ -173,9 +222,13 @@ impl Config {
         Duration::from_millis(self.long_poll_timeout_ms)
     }
 
-    /// How long a client may take nothing of its answer.
-    pub fn send_timeout(&self) -> Duration {
-        Duration::from_secs(self.send_timeout)
+    /// What connections may take their time for.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            head: Duration::from_secs(self.header_timeout),
+            idle: Duration::from_secs(self.idle_timeout),
+            stall: Duration::from_secs(self.send_timeout),
+        }
     }
 
     /// How long a stream of events lasts.

@@ -61,6 +61,14 @@ pub enum Error {
         /// For the log.
         cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
+    /// As many requests of this kind as may be are being answered already.
+    #[error("Concurrent {kind} request limit exceeded (limit: {limit}), please retry")]
+    Full {
+        /// `initial` or `existing`.
+        kind: &'static str,
+        /// So many may be.
+        limit: usize,
+    },
     /// A bug, here or in the extension.
     #[error("internal error: {0}")]
     Internal(Arc<dyn std::error::Error + Send + Sync>),
@@ -68,6 +76,9 @@ pub enum Error {
 
 /// Seconds after which an unavailable service is tried again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The same when there are too many requests: spread, so that they do not all come back at once.
+const FULL_RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 6..=10;
 
 impl Error {
     /// An unavailable service without a cause of its own.
@@ -114,7 +125,9 @@ impl Error {
             Error::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Error::BadBody { .. } => StatusCode::BAD_REQUEST,
             Error::MustRefetch { .. } => StatusCode::CONFLICT,
-            Error::NotYet | Error::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Error::NotYet | Error::Unavailable { .. } | Error::Full { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -133,6 +146,9 @@ impl Error {
             },
             Error::NotYet => {
                 json!({"message": "The offset has not arrived here yet, please retry"})
+            }
+            Error::Full { .. } => {
+                json!({"code": "concurrent_request_limit_exceeded", "message": self.to_string()})
             }
             Error::Internal(_) => json!({"error": "Internal server error"}),
             _ => json!({"message": self.to_string()}),
@@ -187,6 +203,12 @@ impl IntoResponse for Error {
         );
         if self.is_passing() {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Error::Full { .. } = self {
+            let seconds = fastrand::u64(FULL_RETRY_AFTER_S);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            let known = HeaderValue::from_static("true");
+            headers.insert(protocol::header::KNOWN_ERROR, known);
         }
         response
     }
@@ -311,5 +333,16 @@ mod tests {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.headers()["cache-control"], "no-store");
+    }
+
+    #[test]
+    fn requests_above_the_limit_come_back_later_and_spread() {
+        let kind = "initial";
+        let response = Error::Full { kind, limit: 300 }.into_response();
+        let headers = response.headers();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(headers["electric-internal-known-error"], "true");
+        let after: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!(FULL_RETRY_AFTER_S.contains(&after));
     }
 }

@@ -4,11 +4,16 @@
 
 // The parts; docs/architecture.md has them in the order of a request.
 mod access;
+mod admission;
+mod aliases;
 mod answer;
 mod app;
 mod body;
 mod caching;
+mod certificate;
+mod compression;
 mod config;
+mod content;
 mod db;
 mod definition;
 mod error;
@@ -21,6 +26,7 @@ mod identifier;
 mod live;
 mod metrics;
 mod offset;
+mod pace;
 mod params;
 mod pin;
 mod protocol;
@@ -33,7 +39,6 @@ mod serve;
 mod snapshot;
 mod spool;
 mod sse;
-mod stall;
 mod subset;
 mod tail;
 mod tls;
@@ -43,13 +48,13 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
+use crate::certificate::Certificate;
 use crate::config::{Config, LogFormat};
 use crate::feed::Feed;
 
@@ -60,12 +65,13 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::parse().checked();
+    let config = Config::read();
     log_to_stderr(&config)?;
     raise_file_limit();
     if let Some(dir) = &config.spool_dir {
         std::fs::create_dir_all(dir)?;
     }
+    let certificate = certificate(&config)?;
     let (app, to_attach) = App::new(config)?;
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
     tokio::spawn(sequencer::run(app.clone()));
@@ -77,7 +83,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "listening");
-    serve::serve(listener, app).await;
+    serve::serve(listener, app, certificate).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -96,6 +102,25 @@ fn log_to_stderr(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// The certificate to serve with, which SIGHUP reads again.
+fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Box<dyn std::error::Error>> {
+    let (Some(chain), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return Ok(None);
+    };
+    let certificate = Arc::new(Certificate::read(chain, key)?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloaded = certificate.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match reloaded.reload() {
+                Ok(()) => tracing::info!("certificate read again"),
+                Err(error) => tracing::error!(%error, "the certificate stays as it was"),
+            }
+        }
+    });
+    Ok(Some(certificate))
 }
 
 /// Each client is an open file, and the usual limit is meant for programs that may use select(2).

@@ -22,6 +22,8 @@ pub mod header {
     pub const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
     /// The response is a subset.
     pub const SNAPSHOT: HeaderName = HeaderName::from_static("electric-snapshot");
+    /// The service knows why, and that it passes.
+    pub const KNOWN_ERROR: HeaderName = HeaderName::from_static("electric-internal-known-error");
     /// For caches that know it.
     pub const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 }

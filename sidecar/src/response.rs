@@ -3,14 +3,14 @@
 use std::fmt::Display;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use futures_util::stream;
 
 use crate::caching::{self, Class};
+use crate::compression::{Coding, Compression, VARY};
 use crate::config::Config;
+use crate::content::Content;
 use crate::definition::Definition;
 use crate::handle::Handle;
 use crate::offset::Offset;
@@ -20,11 +20,8 @@ use crate::protocol::{self, SEPARATOR, header as names};
 /// Content type of every body but plain texts.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
-/// Bodies above this are sent as the parts they are made from, not copied.
-const COPIED_BYTES: usize = 32 << 10;
-
 /// Room for the headers of an answer, those that the router adds included.
-const HEADERS: usize = 20;
+const HEADERS: usize = 22;
 
 /// A header value of something that is printed in ASCII.
 pub fn value(printed: impl Display) -> HeaderValue {
@@ -43,27 +40,13 @@ pub struct Answer {
     /// Whether the answer says more than that nothing happened.
     pub has_data: bool,
     /// The JSON array.
-    pub body: Body,
-    /// Bytes of it.
-    pub length: u64,
+    pub body: Content,
 }
 
 /// A JSON array of messages that are joined already, and a last one.
-pub fn array(messages: Bytes, last: Option<String>) -> (Body, u64) {
+pub fn array(messages: Bytes, last: Option<String>) -> Content {
     let (before, after) = brackets(messages.is_empty(), last);
-    let length = before.len() + messages.len() + after.len();
-    let body = if length <= COPIED_BYTES {
-        let mut copy = BytesMut::with_capacity(length);
-        [before, messages, after]
-            .iter()
-            .for_each(|part| copy.extend_from_slice(part));
-        Body::from(copy.freeze())
-    } else {
-        Body::from_stream(stream::iter(
-            [before, messages, after].map(Ok::<_, std::convert::Infallible>),
-        ))
-    };
-    (body, length as u64)
+    Content::log(before, messages, after)
 }
 
 /// What stands before and after the joined messages of an array.
@@ -95,12 +78,44 @@ pub fn if_none_match(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::IF_NONE_MATCH)?.to_str().ok()
 }
 
+/// How a body may be sent.
+#[derive(Clone, Copy)]
+pub struct Packing<'a> {
+    /// Who compresses.
+    pub compression: &'a Compression,
+    /// What the client accepts.
+    pub accepted: Option<Coding>,
+}
+
+impl Packing<'_> {
+    /// A response of a body, compressed if that is worth it, and what its etag begins with.
+    pub fn pack(self, content: Content) -> (Response, &'static str) {
+        let Some(coding) = self.compression.coding(&content, self.accepted) else {
+            let length = content.len();
+            let mut response = content.into_body().into_response();
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            return (response, "");
+        };
+        let (body, length) = self.compression.body(content, coding);
+        let mut response = body.into_response();
+        let headers = response.headers_mut();
+        let name = HeaderValue::from_static(coding.name());
+        headers.insert(header::CONTENT_ENCODING, name);
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        (response, "W/")
+    }
+}
+
 /// The response, or "not modified".
 pub fn respond(
     request: &ShapeRequest,
     definition: &Definition,
     answer: Answer,
     given: Option<&str>,
+    packing: Packing<'_>,
     config: &Config,
 ) -> Response {
     let etag = caching::etag(answer.handle, &request.offset, &answer.offset);
@@ -109,18 +124,17 @@ pub fn respond(
         true => etag,
         false => caching::unique_etag(answer.handle, &request.offset, &answer.offset),
     };
-    let mut response = if not_modified {
-        StatusCode::NOT_MODIFIED.into_response()
+    let (mut response, weak) = if not_modified {
+        (StatusCode::NOT_MODIFIED.into_response(), "")
     } else {
-        let mut response = answer.body.into_response();
-        response
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, HeaderValue::from(answer.length));
-        response
+        packing.pack(answer.body)
     };
+    // Of different bytes that mean the same, the etags are weak.
+    let etag = format!("{weak}{etag}");
     let headers = response.headers_mut();
     // Grown once, not again and again.
     headers.reserve(HEADERS);
+    headers.insert(header::VARY, VARY);
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(
         header::CACHE_CONTROL,
@@ -175,30 +189,37 @@ mod tests {
     }
 
     fn answer(offset: Offset, has_data: bool) -> Answer {
-        let (body, length) = array(Bytes::new(), Some(protocol::up_to_date(9, &[])));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(9, &[])));
         Answer {
             handle: HANDLE,
             offset,
             up_to_date: true,
             has_data,
             body,
-            length,
         }
     }
 
     fn headers(text: &str, has_data: bool, given: Option<&str>) -> (StatusCode, HeaderMap) {
         let request = request(text);
         let answer = answer(request.offset.clone(), has_data);
-        let response = respond(&request, &definition(1), answer, given, &config());
+        let compression = Compression::new(true, 0);
+        let packing = Packing {
+            compression: &compression,
+            accepted: None,
+        };
+        let definition = definition(1);
+        let response = respond(&request, &definition, answer, given, packing, &config());
         (response.status(), response.headers().clone())
     }
 
     #[tokio::test]
     async fn arrays() {
         let text = |messages: &'static [u8], last: Option<&str>| {
-            let (body, length) = array(Bytes::from_static(messages), last.map(Into::into));
+            let content = array(Bytes::from_static(messages), last.map(Into::into));
+            let length = content.len();
             async move {
-                let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                let bytes = axum::body::to_bytes(content.into_body(), usize::MAX).await;
+                let bytes = bytes.unwrap();
                 assert_eq!(bytes.len() as u64, length);
                 String::from_utf8(bytes.to_vec()).unwrap()
             }
@@ -206,8 +227,30 @@ mod tests {
         assert_eq!(text(b"", None).await, "[]");
         assert_eq!(text(b"", Some("z")).await, "[z]");
         assert_eq!(text(b"a", Some("z")).await, "[a,\nz]");
-        let large: &'static [u8] = vec![b'x'; COPIED_BYTES].leak();
-        assert_eq!(text(large, None).await.len(), COPIED_BYTES + 2);
+    }
+
+    #[test]
+    fn compressed_answers_have_weak_etags() {
+        let request = request("offset=0_0");
+        let messages: &'static [u8] = vec![b'x'; 2000].leak();
+        let body = array(Bytes::from_static(messages), None);
+        let offset = request.offset.clone();
+        let answer = Answer {
+            body,
+            ..answer(offset, true)
+        };
+        let compression = Compression::new(true, 0);
+        let packing = Packing {
+            compression: &compression,
+            accepted: Some(Coding::Gzip),
+        };
+        let response = respond(&request, &definition(1), answer, None, packing, &config());
+        let headers = response.headers();
+        assert_eq!(headers["content-encoding"], "gzip");
+        assert_eq!(headers["vary"], "accept-encoding");
+        assert_eq!(headers["etag"], "W/\"1-2-0:0_0:0_0\"");
+        let length: usize = headers["content-length"].to_str().unwrap().parse().unwrap();
+        assert!(length < 100);
     }
 
     #[test]

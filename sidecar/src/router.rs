@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use percent_encoding::percent_decode_str;
-use tower_http::CompressionLevel;
-use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::admission::admit;
 use crate::app::App;
 use crate::error::Error;
 use crate::handlers;
@@ -26,32 +24,21 @@ const DEFAULT_CACHE_CONTROL: HeaderValue =
     HeaderValue::from_static("max-age=0, private, must-revalidate");
 /// Longest URL, in bytes.
 pub const MAX_URL_BYTES: usize = 64 << 10;
-/// Answers below this are not worth compressing.
-const COMPRESSED_ABOVE: u16 = 1024;
 
 /// The service. Its paths must be normal (see [`normalize`]).
 pub fn router(app: Arc<App>) -> Router {
     let shape = get(handlers::shape::get)
         .delete(handlers::delete::delete)
         .post(handlers::shape::post)
-        .fallback(not_found);
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(app.clone(), admit));
     let routes = Router::new()
         .route("/", get(handlers::root::get).fallback(not_found))
         .route(SHAPE, shape)
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
         .fallback(not_found)
-        .layer(middleware::from_fn(envelope));
-    let routes = if app.config.compression {
-        let compression = CompressionLayer::new()
-            .quality(CompressionLevel::Fastest)
-            .no_deflate();
-        // A compressor would hold events back.
-        let worthwhile = SizeAbove::new(COMPRESSED_ABOVE).and(NotForContentType::SSE);
-        routes.layer(compression.compress_when(worthwhile))
-    } else {
-        routes
-    };
+        .layer(middleware::from_fn_with_state(app.clone(), envelope));
     routes.with_state(app)
 }
 
@@ -83,7 +70,8 @@ async fn not_found() -> Response {
 }
 
 /// Preflights, the length of URLs, and the headers of every response.
-async fn envelope(request: Request, next: Next) -> Response {
+async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let version = request.version();
     let methods = if request.uri().path() == SHAPE {
         SHAPE_METHODS
     } else {
@@ -119,6 +107,10 @@ async fn envelope(request: Request, next: Next) -> Response {
         header::SERVER,
         HeaderValue::from_static(concat!("shapefeed/", env!("CARGO_PKG_VERSION"))),
     );
+    // Over HTTP/2 the connection says it itself.
+    if app.shutdown.is_cancelled() && version < Version::HTTP_2 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if !is_preflight {
         headers
             .entry(header::CACHE_CONTROL)

@@ -3,28 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::Version;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use axum::http::{Request, Version};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
-use tower::ServiceExt;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceExt};
 
 use crate::app::App;
+use crate::certificate::Certificate;
+use crate::pace::{Keeping, Late, Limits, Pace, Paced};
 use crate::rejection::Rejecting;
 use crate::router::{MAX_URL_BYTES, normalize, router};
-use crate::stall::Impatient;
 
-/// An idle connection is kept at least as long as proxies keep theirs (60 s), so that none sends into a reset.
-const IDLE: Duration = Duration::from_secs(180);
 /// Bound of what is kept of a request's head, and of an answer that its client does not take.
 const BUFFER_BYTES: usize = 2 * MAX_URL_BYTES;
 /// Bound of a request's headers over HTTP/2.
 const HEADER_LIST_BYTES: u32 = 128 << 10;
+/// Requests at the same time over one connection: shapes that a page, or a proxy's clients, follow through it.
+const STREAMS: u32 = 1000;
+/// Over HTTP/2 a client that is gone is found out by a ping.
+const PING: Duration = Duration::from_secs(30);
 /// What HTTP/2 begins with, as far as it takes to tell it from every method of HTTP/1.
 const PREFACE: &[u8] = b"PRI ";
 /// Between two looks at the first bytes of a connection, when these are not enough.
@@ -34,92 +37,60 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Pause when no connection can be accepted, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How connections are served, by version.
-#[derive(Clone)]
-struct Protocols {
+/// What all connections share.
+struct Server {
+    app: Arc<App>,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-}
-
-impl Protocols {
-    fn new() -> Self {
-        let (mut http1, mut http2) = (
-            http1::Builder::new(),
-            http2::Builder::new(TokioExecutor::new()),
-        );
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .max_buf_size(BUFFER_BYTES);
-        http2
-            .timer(TokioTimer::new())
-            .max_header_list_size(HEADER_LIST_BYTES);
-        Protocols { http1, http2 }
-    }
+    limits: Limits,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// Serves until the shutdown, then for as long as answers are under way.
-pub async fn serve(listener: TcpListener, app: Arc<App>) {
-    let service = TowerToHyperService::new(router(app.clone()).map_request(normalize));
-    let protocols = Protocols::new();
-    let connections = GracefulShutdown::new();
+pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc<Certificate>>) {
+    let service = router(app.clone()).map_request(normalize);
+    let server = Arc::new(Server {
+        http1: http1_builder(),
+        http2: http2_builder(),
+        limits: app.config.limits(),
+        certificate,
+        app,
+    });
+    let connections = TaskTracker::new();
     loop {
         let stream = tokio::select! {
             stream = accept(&listener) => stream,
-            () = app.shutdown.cancelled() => break,
+            () = server.app.shutdown.cancelled() => break,
         };
-        let (app, protocols, service) = (app.clone(), protocols.clone(), service.clone());
-        let watcher = connections.watcher();
-        tokio::spawn(async move {
-            let version = tokio::select! {
-                version = version(&stream) => version,
-                () = app.shutdown.cancelled() => return,
-            };
-            let stream = Impatient::new(stream, app.config.send_timeout());
-            let stream = TokioIo::new(Rejecting::new(stream));
-            // Boxed, so that the task has the room of one of them and not of both.
-            let served: BoxFuture<'static, hyper::Result<()>> = match version {
-                Some(Version::HTTP_2) => {
-                    let connection = protocols.http2.serve_connection(stream, service);
-                    watcher.watch(connection).boxed()
-                }
-                Some(_) => {
-                    let connection = protocols.http1.serve_connection(stream, service);
-                    watcher.watch(connection).boxed()
-                }
-                None => return,
-            };
-            if let Err(error) = served.await {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
+        connections.spawn(connection(server.clone(), stream, service.clone()));
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, connections.shutdown())
-        .await
-        .is_err()
-    {
+    connections.close();
+    if timeout(DRAIN, connections.wait()).await.is_err() {
         tracing::warn!("some answers were not taken in time");
     }
 }
 
-/// The version that a client speaks, from its first bytes, which are left where they are: a connection costs one
-/// buffer less than with those read. `None` when nothing comes.
-async fn version(stream: &TcpStream) -> Option<Version> {
-    let until = Instant::now() + IDLE;
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let peeked = tokio::time::timeout_at(until, stream.peek(&mut first)).await;
-        let bytes = &first[..peeked.ok()?.ok()?];
-        if bytes == PREFACE {
-            return Some(Version::HTTP_2);
-        }
-        if bytes.is_empty() || !PREFACE.starts_with(bytes) {
-            return Some(Version::HTTP_11);
-        }
-        // What is there already would wake us again and again.
-        tokio::time::sleep_until(until.min(Instant::now() + PEEK_PAUSE)).await;
-    }
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // How long a head may take is watched by `pace`: here that would be the time between requests as well.
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(BUFFER_BYTES);
+    builder
+}
+
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEADER_LIST_BYTES)
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(BUFFER_BYTES)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -134,6 +105,134 @@ async fn accept(listener: &TcpListener) -> TcpStream {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+async fn connection<S>(server: Arc<Server>, stream: TcpStream, service: S)
+where
+    S: Service<
+            Request<Incoming>,
+            Response = axum::response::Response,
+            Error = std::convert::Infallible,
+        >,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
+    let Some(certificate) = &server.certificate else {
+        let version = tokio::select! {
+            version = version(&stream, server.limits) => version,
+            () = server.app.shutdown.cancelled() => None,
+        };
+        if let Some(version) = version {
+            talk(&server, stream, version, service).await;
+        }
+        return;
+    };
+    match timeout(server.limits.head, certificate.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let version = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Version::HTTP_2,
+                _ => Version::HTTP_11,
+            };
+            talk(&server, stream, version, service).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+        Err(_) => tracing::debug!("no TLS in time"),
+    }
+}
+
+/// The version that a client speaks, from its first bytes, which are left where they are: a connection costs one
+/// buffer less than with those read. `None` when nothing comes, or too little.
+async fn version(stream: &TcpStream, limits: Limits) -> Option<Version> {
+    let mut until = Instant::now() + limits.idle;
+    let mut first = [0; PREFACE.len()];
+    let mut began = false;
+    loop {
+        let peeked = timeout_at(until, stream.peek(&mut first)).await;
+        let bytes = &first[..peeked.ok()?.ok()?];
+        if bytes == PREFACE {
+            return Some(Version::HTTP_2);
+        }
+        if bytes.is_empty() || !PREFACE.starts_with(bytes) {
+            return Some(Version::HTTP_11);
+        }
+        let now = Instant::now();
+        if !began {
+            (began, until) = (true, now + limits.head);
+        } else if now >= until {
+            return None;
+        }
+        // What is there already would wake us again and again.
+        sleep_until(until.min(now + PEEK_PAUSE)).await;
+    }
+}
+
+/// Answers requests over a stream until one side ends that.
+async fn talk<S>(
+    server: &Server,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    version: Version,
+    service: S,
+) where
+    S: Service<
+            Request<Incoming>,
+            Response = axum::response::Response,
+            Error = std::convert::Infallible,
+        >,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
+    let pace = Pace::new(server.limits);
+    let stream = Rejecting::new(Paced::new(stream, pace.clone()));
+    let requests = pace.clone();
+    let answer = hyper::service::service_fn(move |request| {
+        let running = requests.request();
+        let answer = service.clone().oneshot(request);
+        async move {
+            let answer = answer.await?;
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Keeping::new(body, running)))
+        }
+    });
+    let stream = TokioIo::new(stream);
+    // Boxed, so that the task has the room of one of them and not of both.
+    if version == Version::HTTP_2 {
+        let connection = server.http2.serve_connection(stream, answer);
+        Box::pin(drive(server, connection, pace)).await;
+    } else {
+        let connection = server.http1.serve_connection(stream, answer);
+        Box::pin(drive(server, connection, pace)).await;
+    }
+}
+
+/// Drives a connection until it ends, is late, or has to end because the sidecar does.
+async fn drive(
+    server: &Server,
+    connection: impl GracefulConnection<Error = hyper::Error>,
+    pace: Pace,
+) {
+    let mut connection = std::pin::pin!(connection);
+    let mut late = std::pin::pin!(pace.late());
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            // What is late is known after the stream was looked at.
+            biased;
+            end = connection.as_mut() => {
+                if let Err(error) = end {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            () = server.app.shutdown.cancelled(), if !ending => {}
+            late = late.as_mut() => if late != Late::Idle || ending {
+                tracing::debug!(?late, "connection cut");
+                return;
+            }
+        }
+        if !ending {
+            ending = true;
+            connection.as_mut().graceful_shutdown();
         }
     }
 }

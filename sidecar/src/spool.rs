@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -105,19 +105,22 @@ impl Chunk {
         }
     }
 
-    /// The chunk between `before` and `after`, read in pieces as the client takes them.
-    pub fn into_body(self, before: Bytes, after: Bytes) -> Body {
-        let frame = |bytes| stream::iter([Ok(bytes)]);
+    /// Its bytes, if they are in memory.
+    pub fn bytes(&self) -> Option<Bytes> {
+        match &self.data {
+            Data::Memory(bytes) => Some(bytes.clone()),
+            Data::File { .. } => None,
+        }
+    }
+
+    /// Its bytes in pieces, read as they are taken.
+    pub fn into_pieces(self) -> BoxStream<'static, io::Result<Bytes>> {
         match self.data {
-            Data::Memory(bytes) => Body::from_stream(stream::iter([
-                Ok::<_, io::Error>(before),
-                Ok(bytes),
-                Ok(after),
-            ])),
+            Data::Memory(bytes) => stream::iter([Ok(bytes)]).boxed(),
             Data::File { file, offset, len } => {
                 let share = self._share;
-                let pieces = pieces(file, offset, offset + len).inspect(move |_| _ = &share);
-                Body::from_stream(frame(before).chain(pieces).chain(frame(after)))
+                let pieces = pieces(file, offset, offset + len);
+                pieces.inspect(move |_| _ = &share).boxed()
             }
         }
     }
@@ -338,7 +341,8 @@ mod tests {
 
     async fn text(chunk: Chunk) -> String {
         let len = chunk.len() as usize;
-        let body = chunk.into_body(Bytes::from_static(b"["), Bytes::from_static(b"]"));
+        let part = Bytes::from_static;
+        let body = crate::content::Content::snapshot(part(b"["), chunk, part(b"]")).into_body();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         assert_eq!(bytes.len(), len + 2);
         String::from_utf8(bytes.to_vec()).unwrap()

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
@@ -12,13 +12,15 @@ use tokio::time::Instant;
 
 use crate::answer::{Asked, STARTS};
 use crate::app::{FIRST_PIN, patiently};
+use crate::compression::VARY;
+use crate::content::Content;
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::handle::Handle;
 use crate::offset::{Offset, Place};
 use crate::params::{Subset, nested};
 use crate::protocol::header as names;
-use crate::response::{JSON, value};
+use crate::response::{JSON, Packing, value};
 use crate::spool::Chunk;
 
 /// What the database says of a subset.
@@ -37,6 +39,7 @@ impl Asked<'_> {
         &self,
         definition: &Arc<Definition>,
         subset: &Subset,
+        packing: Packing<'_>,
     ) -> Result<Response, Error> {
         let mut handle = self.handle_of_subset(definition).await?;
         let mark = fastrand::i32(0..);
@@ -60,6 +63,7 @@ impl Asked<'_> {
                         &offset,
                         (metadata, mark),
                         chunk,
+                        packing,
                     ));
                 }
                 Err(error) => return Err(error),
@@ -113,6 +117,7 @@ fn respond(
     offset: &Offset,
     (metadata, mark): (Metadata, i32),
     chunk: Chunk,
+    packing: Packing<'_>,
 ) -> Response {
     let Metadata {
         xmin,
@@ -128,10 +133,9 @@ fn respond(
     });
     let before = Bytes::from(format!("{{\"metadata\":{metadata},\"data\":["));
     let after = Bytes::from_static(b"]}");
-    let length = before.len() as u64 + chunk.len() + after.len() as u64;
-    let mut response = chunk.into_body(before, after).into_response();
+    let (mut response, _) = packing.pack(Content::snapshot(before, chunk, after));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::VARY, VARY);
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(names::SNAPSHOT, HeaderValue::from_static("true"));

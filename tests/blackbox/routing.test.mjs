@@ -19,7 +19,7 @@ const schema = `
     tz timestamptz, b bool, u uuid, e mood, j jsonb, ia int[], ta text[], dom small, by bytea, iv interval, big text);
   alter table r alter big set storage external;`
 
-const site = served({ schema, conf: ["shapefeed.allowed_functions='public.over,public.steep'"] })
+const site = served({ schema, conf: ["shapefeed.allowed_functions='public.over,public.steep,public.eq_one,public.eq_two'"] })
 
 /** Some values of each column, as SQL. Few enough that they meet, and with the ones that are equal without being the same. */
 const long = "repeat('long', 1000)"
@@ -238,6 +238,16 @@ test('what is compiled is dropped when what it is made of changes', async () => 
   await drain(feed)
   await attach(feed, [shapes[1], shapes[3]])
   assert.deepEqual(await told('insert into live values (9, 7, 5);'), [3])
+  // An operator is replaced by another one of that name.
+  await site.sql(`create function eq_one(int, int) returns bool language sql immutable set search_path = pg_catalog as 'select $1 = $2';
+    create function eq_two(int, int) returns bool language sql immutable set search_path = pg_catalog as 'select $1 = $2 + 1';
+    create operator === (leftarg = int, rightarg = int, function = eq_one);`)
+  await attach(feed, [await shape(5, 'n === 77')])
+  assert.deepEqual(await told('insert into live values (10, 0, 77); insert into live values (11, 0, 78);'), [4, 5])
+  await site.sql('drop operator === (int, int); create operator === (leftarg = int, rightarg = int, function = eq_two);')
+  assert.deepEqual(await told('insert into live values (12, 0, 77);'), [4])
+  assert.deepEqual(await told('insert into live values (13, 0, 78);'), [4, 5])
+  await feed.query('select shapefeed._detach(array[5])')
   // A column that a clause reads gets another type: its rows cannot be compared any more.
   await site.sql('alter table live alter company type bigint; insert into live values (6, 7, 15);')
   const ended = (await drain(feed)).filter(({ kind }) => kind === 'end').flatMap(({ ids }) => ids)

@@ -75,6 +75,7 @@ test('the start stays the same for as long as its handle lives', async () => {
   const sorted = ({ json }) => json.map((message) => JSON.stringify(message)).sort()
   assert.deepEqual(sorted(again), sorted(first))
   const follower = await site.api.follow({ table: 'items', where: 'id < 1000' })
+  await follower.until(({ seen }) => seen.length >= 3)
   assert.deepEqual(follower.seen.map(({ headers }) => headers.operation).sort(), ['delete', 'insert', 'update'])
   const fresh = await site.another()
   const elsewhere = await fresh.api.get({ table: 'items', where: 'id < 1000', offset: '-1', handle: first.handle })

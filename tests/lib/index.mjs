@@ -1,5 +1,6 @@
 // What the suites share. See tests/README.md.
 export { freshDatabase, startCluster, startStandby } from './cluster.mjs'
+export { startNginx } from './nginx.mjs'
 export { pgBin, root, scale, scratchDir, sidecarBinary } from './paths.mjs'
 export { isUpToDate, openEvents } from './events.mjs'
 export { startProxy } from './proxy.mjs'

@@ -21,6 +21,20 @@ pub struct Caught {
 /// Runs `f` in a subtransaction and catches the error that it raises, unless that error says something about the
 /// server and not about the request: cancellation, lack of a resource, serialization, corruption.
 pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    catching(f, |sqlstate| !concerns_server(sqlstate))
+}
+
+/// Runs `f`, which waits for locks no longer than lock_timeout, in a subtransaction. Err where it waited for that long.
+pub fn attempt_locks<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    catching(f, |sqlstate| {
+        sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    })
+}
+
+fn catching<T>(
+    f: impl FnOnce() -> T,
+    may_catch: impl Fn(PgSqlErrorCode) -> bool,
+) -> Result<T, Caught> {
     // SAFETY: reads the backend's globals; BeginInternalSubTransaction() raises where a subtransaction may not begin,
     // and changes both globals, which the caller wants as they were (as plpgsql's exec_stmt_block has it).
     let (context, owner) = unsafe {
@@ -43,17 +57,20 @@ pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
     }
-    outcome.map_err(|error| describe(error).unwrap_or_else(|error| error.rethrow()))
+    outcome.map_err(|error| describe(error, may_catch).unwrap_or_else(|error| error.rethrow()))
 }
 
-/// What the request did wrong, or the error back when that is not whose fault it is.
-fn describe(error: Box<CaughtError>) -> Result<Caught, Box<CaughtError>> {
+/// What went wrong, or the error back when it may not be caught.
+fn describe(
+    error: Box<CaughtError>,
+    may_catch: impl Fn(PgSqlErrorCode) -> bool,
+) -> Result<Caught, Box<CaughtError>> {
     let report = match &*error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
         CaughtError::RustPanic { .. } => return Err(error),
     };
     let sqlstate = report.sql_error_code();
-    if concerns_server(sqlstate) {
+    if !may_catch(sqlstate) {
         return Err(error);
     }
     Ok(Caught {

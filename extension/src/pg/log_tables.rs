@@ -155,7 +155,7 @@ pub struct InUse;
 /// wants one of them waits behind us.
 pub fn take_member(number: usize) -> Result<(), InUse> {
     let tables = RINGS.map(|ring| member(ring, number).map(|member| member.table));
-    super::attempt::attempt(|| {
+    super::attempt::attempt_locks(|| {
         super::background::set_lock_timeout_in_transaction("10ms");
         for table in tables.into_iter().flatten() {
             // SAFETY: the lock manager takes any oid.

@@ -161,39 +161,46 @@ impl Group {
 
     /// Evaluates clauses of one role, as which the caller acts. May raise an error.
     pub fn evaluate(&mut self, work: &[Work], candidates: &[Hit], effects: &[Effect]) -> Vec<Hit> {
+        /// Rows that stay in the processor's cache while one clause after the other is asked about them.
+        const ROWS_AT_ONCE: usize = 64;
         let mut hits = Vec::new();
-        let all: Vec<(u32, &Row)> = rows(effects).collect();
-        let (all_sides, all_rows): (Vec<u32>, Vec<&Row>) = all.into_iter().unzip();
-        for work in work {
-            pgrx::check_for_interrupts!();
-            let Some(clause) = &self.clauses[work.clause as usize] else {
-                continue;
-            };
-            let template = self.templates[clause.template as usize].as_ref();
-            let Some(residual) = template.and_then(|template| template.residual.as_ref()) else {
-                continue;
-            };
-            let scope = &mut self.scope;
-            scope.set_constants(residual, clause.constants.as_deref());
+        let of_some = |work: &&Work| work.candidates != (0, 0);
+        for work in work.iter().filter(of_some) {
             let (from, to) = work.candidates;
-            let mut add = |sides: &[u32], answers: Vec<bool>| {
-                let of_clause = |(side, _): (&u32, bool)| Hit {
-                    clause: work.clause,
-                    side: *side,
-                };
-                let found = sides.iter().zip(answers).filter(|(_, is_in)| *is_in);
-                hits.extend(found.map(of_clause));
-            };
-            if to == 0 {
-                add(&all_sides, scope.matches(residual, &all_rows));
-                continue;
-            }
             let found = candidates[from as usize..to as usize].iter();
             let found = found.filter_map(|hit| Some((hit.side, hit.row_of(effects)?)));
             let (sides, rows): (Vec<u32>, Vec<&Row>) = found.unzip();
-            add(&sides, scope.matches(residual, &rows));
+            self.ask(work.clause, &sides, &rows, &mut hits);
+        }
+        let of_all: Vec<&Work> = work.iter().filter(|work| !of_some(work)).collect();
+        let (sides, rows): (Vec<u32>, Vec<&Row>) = rows(effects).unzip();
+        let blocks = sides.chunks(ROWS_AT_ONCE).zip(rows.chunks(ROWS_AT_ONCE));
+        for (sides, rows) in blocks {
+            for work in &of_all {
+                self.ask(work.clause, sides, rows, &mut hits);
+            }
         }
         hits
+    }
+
+    /// Evaluates a clause for rows. May raise an error.
+    fn ask(&mut self, number: u32, sides: &[u32], rows: &[&Row], hits: &mut Vec<Hit>) {
+        pgrx::check_for_interrupts!();
+        let Some(clause) = &self.clauses[number as usize] else {
+            return;
+        };
+        let template = self.templates[clause.template as usize].as_ref();
+        let Some(residual) = template.and_then(|template| template.residual.as_ref()) else {
+            return;
+        };
+        self.scope
+            .set_constants(residual, clause.constants.as_deref());
+        let answers = self.scope.matches(residual, rows);
+        let found = sides.iter().zip(answers).filter(|(_, is_in)| *is_in);
+        hits.extend(found.map(|(side, _)| Hit {
+            clause: number,
+            side: *side,
+        }));
     }
 
     /// The clauses that a router finds.

@@ -12,11 +12,12 @@ use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
 use crate::body;
+use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
 use crate::params::{self, ShapeRequest};
 use crate::query::Query;
-use crate::response;
+use crate::response::{self, Packing};
 
 /// Answers and counts a request.
 pub async fn get(
@@ -25,18 +26,27 @@ pub async fn get(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
+    let accepted = Coding::accepted(&headers);
     let (request, given) = read(&app, query, headers);
-    answer(&app, request, method != Method::HEAD, given).await
+    let holds = method != Method::HEAD;
+    answer(&app, request, holds, given, accepted).await
 }
 
 /// The same for a request with parameters in its body.
-pub async fn post(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: Body) -> Response {
+pub async fn post(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let accepted = Coding::accepted(&headers);
+    drop(headers);
     let mut query = Query::parse(query.as_deref().unwrap_or(""));
     let request = match authorize(&app.config, &query) {
         Ok(()) => read_body(&mut query, body).await,
         Err(error) => Err(error),
     };
-    let mut response = answer(&app, request, true, None).await;
+    let mut response = answer(&app, request, true, None, accepted).await;
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -54,12 +64,17 @@ async fn answer(
     request: Result<ShapeRequest, Error>,
     holds: bool,
     given: Option<String>,
+    accepted: Option<Coding>,
 ) -> Response {
     let began = Instant::now();
+    let packing = Packing {
+        compression: &app.compression,
+        accepted,
+    };
     let (class, result) = match request {
         Ok(request) => (
             class(&request),
-            serve(app, &request, holds, given.as_deref()).await,
+            serve(app, &request, holds, given.as_deref(), packing).await,
         ),
         Err(error) => ("refused", Err(error)),
     };
@@ -104,6 +119,7 @@ async fn serve(
     request: &ShapeRequest,
     holds: bool,
     given: Option<&str>,
+    packing: Packing<'_>,
 ) -> Result<Response, Error> {
     let asked = Asked {
         app,
@@ -114,11 +130,12 @@ async fn serve(
     };
     let definition = asked.definition().await?;
     let result = if let Some(subset) = &request.subset {
-        asked.subset(&definition, subset).await
+        asked.subset(&definition, subset, packing).await
     } else if request.events {
         asked.stream(&definition).await
     } else {
-        let respond = |answer| response::respond(request, &definition, answer, given, &app.config);
+        let respond =
+            |answer| response::respond(request, &definition, answer, given, packing, &app.config);
         asked.answer(&definition).await.map(respond)
     };
     match result {

@@ -173,10 +173,11 @@ unsafe fn lift(node: *mut Node, constants: &mut Vec<Typed>) -> *mut Node {
 
 /// The top-level conjuncts of a clause.
 unsafe fn conjuncts(tree: *mut Node) -> Vec<*mut Node> {
-    // SAFETY: canonicalize_qual() takes a folded expression, and may change it: it gets a copy.
+    // SAFETY: eval_const_expressions() copies the expression, of which canonicalize_qual() may change parts. It makes of each
+    // COLLATE what the executor takes.
     unsafe {
-        let copy = pg_sys::copyObjectImpl(tree.cast());
-        let canonical = pg_sys::canonicalize_qual(copy.cast(), false);
+        let folded = pg_sys::eval_const_expressions(std::ptr::null_mut(), tree);
+        let canonical = pg_sys::canonicalize_qual(folded.cast(), false);
         let list = pg_sys::make_ands_implicit(canonical);
         cells(list)
             .iter()

@@ -1,0 +1,125 @@
+//! Bodies of answers, as the parts that they are made of: shared messages between what each answer has of its own.
+
+use std::io;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, BoxStream, StreamExt};
+
+use crate::spool::Chunk;
+
+/// Bodies above this are sent as the parts they are made from, not copied.
+const COPIED_BYTES: u64 = 32 << 10;
+
+/// A body.
+#[derive(Debug)]
+pub struct Content {
+    before: Bytes,
+    messages: Messages,
+    after: Bytes,
+    identity: Option<String>,
+}
+
+#[derive(Debug)]
+enum Messages {
+    Log(Bytes),
+    Snapshot(Chunk),
+}
+
+impl Content {
+    /// Messages of the log.
+    pub fn log(before: Bytes, messages: Bytes, after: Bytes) -> Self {
+        Content {
+            before,
+            messages: Messages::Log(messages),
+            after,
+            identity: None,
+        }
+    }
+
+    /// Rows of a snapshot.
+    pub fn snapshot(before: Bytes, chunk: Chunk, after: Bytes) -> Self {
+        Content {
+            before,
+            messages: Messages::Snapshot(chunk),
+            after,
+            identity: None,
+        }
+    }
+
+    /// Names it: all bodies of this name have the same bytes.
+    pub fn known_as(mut self, identity: String) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Its name, if others have the same.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
+    }
+
+    /// Bytes of it.
+    pub fn len(&self) -> u64 {
+        let messages = match &self.messages {
+            Messages::Log(messages) => messages.len() as u64,
+            Messages::Snapshot(chunk) => chunk.len(),
+        };
+        self.before.len() as u64 + messages + self.after.len() as u64
+    }
+
+    /// Its bytes one after the other, if they are in memory.
+    pub fn parts(&self) -> Option<[Bytes; 3]> {
+        let messages = match &self.messages {
+            Messages::Log(messages) => messages.clone(),
+            Messages::Snapshot(chunk) => chunk.bytes()?,
+        };
+        Some([self.before.clone(), messages, self.after.clone()])
+    }
+
+    /// Its bytes in pieces.
+    pub fn into_pieces(self) -> BoxStream<'static, io::Result<Bytes>> {
+        if let Some(parts) = self.parts() {
+            return stream::iter(parts.map(Ok)).boxed();
+        }
+        let edge = |bytes| stream::iter([Ok(bytes)]);
+        match self.messages {
+            Messages::Log(_) => unreachable!("messages of the log are in memory"),
+            Messages::Snapshot(chunk) => edge(self.before)
+                .chain(chunk.into_pieces())
+                .chain(edge(self.after))
+                .boxed(),
+        }
+    }
+
+    /// It, as it is sent.
+    pub fn into_body(self) -> Body {
+        match self.parts() {
+            Some(parts) if self.len() <= COPIED_BYTES => {
+                let mut copy = BytesMut::with_capacity(self.len() as usize);
+                parts.iter().for_each(|part| copy.extend_from_slice(part));
+                Body::from(copy.freeze())
+            }
+            _ => Body::from_stream(self.into_pieces()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bodies_are_their_parts() {
+        for size in [0, 10, COPIED_BYTES as usize] {
+            let messages = Bytes::from(vec![b'x'; size]);
+            let part = Bytes::from_static;
+            let content = Content::log(part(b"["), messages, part(b"]"));
+            assert_eq!(content.len(), size as u64 + 2);
+            let body = axum::body::to_bytes(content.into_body(), usize::MAX)
+                .await
+                .unwrap();
+            assert_eq!(body.len(), size + 2);
+            assert!(body.starts_with(b"[") && body.ends_with(b"]"));
+        }
+    }
+}
