@@ -256,7 +256,7 @@ mod tests {
                 _ = flights.run_later(1, endless) => unreachable!(),
                 () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
             }
-            let _ = ended.acquire().await.unwrap().forget();
+            ended.acquire().await.unwrap().forget();
             assert_eq!(flights.run_later(2, || async { Ok(7) }).await.unwrap(), 7);
         }
         let work = counting();
