@@ -1,3 +1,16 @@
+-- A schema of somebody else would stay his: what he puts there would run with our rights. A superuser may have made it, as
+-- pg_restore does.
+do $$
+begin
+  if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) n.nspowner
+             where n.nspname operator(pg_catalog.=) 'shapefeed' and not r.rolsuper
+               and r.rolname operator(pg_catalog.<>) current_user) then
+    raise exception using errcode = 'object_not_in_prerequisite_state',
+      message = 'schema "shapefeed" belongs to another role',
+      hint = 'Drop or rename that schema; CREATE EXTENSION makes its own.';
+  end if;
+end $$;
+
 -- The log: a ring of plain tables. A transaction's chunks go to the member that its pre-commit clock names;
 -- the sequencer's rows go to the member of the batch. Rows are only ever added; retention truncates whole members.
 -- Written by C code with index inserts of its own, which decides what goes into partial ones (sequence/batch.rs): no other

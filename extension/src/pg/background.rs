@@ -182,6 +182,11 @@ pub fn wait(timeout_ms: i64) -> Wake {
     if go_on { Wake::Look } else { Wake::Stop }
 }
 
+/// Sleeps for so many microseconds, whatever comes.
+pub fn nap(us: i64) {
+    std::thread::sleep(std::time::Duration::from_micros(us.max(0) as u64));
+}
+
 /// Sleeps in an ordinary session; a cancel or a shutdown ends it with an error.
 pub fn sleep(ms: i64) {
     // SAFETY: MyLatch is this process' own; interrupts are served at a safe place.

@@ -26,7 +26,7 @@ pub use template::{Condition, Lifted};
 #[derive(Debug)]
 pub struct Refused(pub String);
 
-/// A where clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
+/// A where or order by clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
 struct Source {
     text: String,
     /// Characters that stand before the clause.
@@ -35,10 +35,19 @@ struct Source {
 
 impl Source {
     /// What stands before the clause. A syntax error's position counts from here, any other's from the clause itself.
-    const PREFIX: &'static str = "SELECT 1 WHERE ";
+    const WHERE: &'static str = "SELECT 1 WHERE ";
+    const ORDER_BY: &'static str = "SELECT 1 ORDER BY ";
 
-    fn new(clause: &str) -> Source {
-        Source::after(Source::PREFIX, clause)
+    fn of_where(clause: &str) -> Source {
+        Source::after(Source::WHERE, clause)
+    }
+
+    fn of_order_by(clause: &str) -> Source {
+        Source::after(Source::ORDER_BY, clause)
+    }
+
+    fn is_order_by(&self) -> bool {
+        self.text.starts_with(Source::ORDER_BY)
     }
 
     fn after(prefix: &str, clause: &str) -> Source {

@@ -72,9 +72,11 @@ impl Batch<'_> {
         self.position - (self.transactions.len() - 1 - n) as i64
     }
 
-    /// Writes it to the ring member of the moment.
+    /// Writes it to the ring member of its newest transaction: where that is, the log has got to. Without any, to that
+    /// of the moment.
     pub fn write(&self) {
-        let member = room::member();
+        let newest = self.transactions.last();
+        let member = newest.map_or_else(room::member, |transaction| transaction.member);
         let ended_at = Datum::from(self.ended_at_us - POSTGRES_EPOCH_US);
         if !self.transactions.is_empty() {
             let mut writer = writer(Ring::Commit, member);

@@ -12,6 +12,11 @@ use std::sync::atomic::Ordering;
 /// How long it sleeps when nobody wakes it, in milliseconds.
 const IDLE_MS: i64 = 1000;
 
+/// The least time between the beginnings of two steps that found something, in microseconds. One that is told of each commit would
+/// take a step, with a flush of the WAL, for each: with 4 writers at 7,000 commits a second on two cores, that took 51 µs of
+/// CPU for a commit, and a seventh of the writers' throughput. A commit after a pause is not kept waiting.
+const LEAST_BETWEEN_US: i64 = 5000;
+
 /// Why a sequencer stops.
 enum Stop {
     /// The extension is not in this database, or not any more.
@@ -55,7 +60,9 @@ pub fn run(database: u32) {
 fn sequence_until_stopped(slot: &Slot) -> Stop {
     let mut state: Option<State> = None;
     let mut retention = Retention::default();
+    let mut found_us = 0;
     loop {
+        let began_us = coalesce(found_us);
         if slot.paused_until_us.load(Ordering::Acquire) > xact::clock_us() {
             return Stop::Asked;
         }
@@ -66,6 +73,7 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
         slot.era_begun.store(true, Ordering::Release);
         if slot.head.load(Ordering::Acquire) != next.position {
             slot.publish_head(next.position);
+            found_us = began_us;
         }
         state = Some(next);
         let Some(pause_ms) = retention.look_if_time() else {
@@ -75,6 +83,17 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
             return Stop::Asked;
         }
     }
+}
+
+/// Lets commits gather if the last step that found some began only just now. Returns what the time is then.
+fn coalesce(found_us: i64) -> i64 {
+    let now_us = xact::clock_us();
+    let rest_us = found_us + LEAST_BETWEEN_US - now_us;
+    if !(1..=LEAST_BETWEEN_US).contains(&rest_us) {
+        return now_us; // also when the clock was set back
+    }
+    background::nap(rest_us);
+    now_us + rest_us
 }
 
 /// When the worker looks whether something of the log can be emptied.

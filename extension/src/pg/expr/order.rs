@@ -12,8 +12,6 @@ use super::parse::{
 };
 use super::{Refused, Source, check};
 
-const PREFIX: &str = "SELECT 1 ORDER BY ";
-
 /// An order of a table's rows.
 #[derive(Debug, Default)]
 pub struct Order {
@@ -46,7 +44,7 @@ fn analyze_once(
     selected: &[i16],
     known: Option<&[i16]>,
 ) -> Result<Order, Refused> {
-    let source = Source::after(PREFIX, clause);
+    let source = Source::of_order_by(clause);
     let clause = Clause {
         source: &source,
         selected,

@@ -75,7 +75,7 @@ fn read(
     known: Option<&[i16]>,
     with_text: bool,
 ) -> Result<Where, Refused> {
-    let source = Source::new(clause);
+    let source = Source::of_where(clause);
     attempt_in_steps(&source, |step| {
         // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
         unsafe { analyze_or_raise(relid, &source, params, known, with_text, step) }
@@ -416,7 +416,7 @@ fn in_words_of_protocol(source: &Source, step: Step, error: Caught) -> Refused {
         ERRCODE_SYNTAX_ERROR if error.message.ends_with("\";\"") => {
             return split();
         }
-        ERRCODE_UNDEFINED_PARAMETER => {
+        ERRCODE_UNDEFINED_PARAMETER if source.is_order_by() => {
             error.message.replace("there is no parameter", "parameter")
                 + " is not supported in ORDER BY clauses"
         }
