@@ -16,9 +16,10 @@ use crate::offset::{Offset, Place};
 use crate::params::{Log, ShapeRequest};
 use crate::protocol;
 use crate::response::{Answer, array, brackets};
+use crate::tail::Operations;
 
 /// Pins that a request which starts tries: its shape may be ended again and again meanwhile.
-const STARTS: u32 = 10;
+pub const STARTS: u32 = 10;
 
 /// A request on its way to an answer.
 pub struct Asked<'a> {
@@ -36,7 +37,7 @@ pub struct Asked<'a> {
 
 impl Asked<'_> {
     /// When the request is answered in any case.
-    fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Instant {
         if self.holds {
             self.at + self.app.config.hold()
         } else {
@@ -45,7 +46,7 @@ impl Asked<'_> {
     }
 
     /// When a position that is still to come is given up.
-    fn arrival_deadline(&self) -> Instant {
+    pub fn arrival_deadline(&self) -> Instant {
         if self.holds {
             self.at + self.app.config.hold() / 2
         } else {
@@ -93,7 +94,7 @@ impl Asked<'_> {
     }
 
     /// The request's handle, if it is one of this definition.
-    fn handle(&self, definition: &Definition) -> Result<Handle, Error> {
+    pub fn handle(&self, definition: &Definition) -> Result<Handle, Error> {
         let handle = self
             .request
             .handle
@@ -101,7 +102,8 @@ impl Asked<'_> {
         handle.ok_or_else(|| Error::refetch("handle"))
     }
 
-    async fn first_handle(&self, definition: &Arc<Definition>) -> Result<Handle, Error> {
+    /// The handle that a client which starts is given.
+    pub async fn first_handle(&self, definition: &Arc<Definition>) -> Result<Handle, Error> {
         self.app
             .first_handle(definition, self.request.handle, self.request.expired)
             .await
@@ -208,7 +210,7 @@ impl Asked<'_> {
             .await?
             .head
             .ok_or_else(nothing_sequenced)?;
-        let body = array(Bytes::new(), Some(protocol::up_to_date(head)));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(head, &[])));
         let offset = Offset::Log(Place::after(head));
         Ok(Answer {
             handle,
@@ -230,12 +232,21 @@ impl Asked<'_> {
         let is_to_come = |error: &Error| matches!(error, Error::NotYet);
         let chunk = patiently(self.arrival_deadline(), is_to_come, read).await?;
         match (chunk.end, chunk.upto) {
-            (Some(end), upto) => Ok(self.news(definition, handle, chunk.messages, end, upto)),
+            (Some(end), upto) => {
+                let last = upto.map(|upto| protocol::up_to_date(upto, &chunk.silent));
+                Ok(self.news(definition, handle, chunk.messages, end, (upto, last)))
+            }
             (None, upto) => {
                 let upto = upto.unwrap_or(from.position());
                 Ok(Answer {
                     has_data: true,
-                    ..self.idle(definition, handle, from, upto, chunk.resting)
+                    ..self.idle(
+                        definition,
+                        handle,
+                        from,
+                        (upto, &chunk.silent),
+                        chunk.resting,
+                    )
                 })
             }
         }
@@ -259,40 +270,46 @@ impl Asked<'_> {
             pin: handle.pin,
             deadline,
             arrival_deadline: self.arrival_deadline(),
+            wakes: self.request.wakes,
         };
+        let _wakeful = hold.wakes.then(|| self.app.metrics.wakeful());
         let _held = self.app.metrics.held();
         match hold.wait(from).await? {
-            Outcome::News {
+            Outcome::News(Operations {
                 messages,
                 end,
                 closed,
-            } => {
+                silent,
+                ..
+            }) => {
                 // Deterministic: all who get these operations get the same bytes.
                 let last_seen = (!closed).then_some(end.position());
-                Ok(self.news(definition, handle, messages, end, last_seen))
+                let last = last_seen.map(|seen| protocol::up_to_date(seen, &silent));
+                Ok(self.news(definition, handle, messages, end, (last_seen, last)))
             }
-            Outcome::Idle(evaluated) => {
-                let head = Box::pin(self.app.recent_head()).await;
-                let resting = head.ok().and_then(|head| head.resting);
-                Ok(self.idle(definition, handle, from, evaluated, resting))
+            Outcome::Idle(evaluated, silent) => {
+                let resting = self.resting().await;
+                Ok(self.idle(definition, handle, from, (evaluated, &silent), resting))
             }
         }
     }
 
-    /// Operations, and up to date if `last_seen` says how far.
+    /// Operations, and up to date if `last_seen` says how far, by the message `last`.
     fn news(
         &self,
         definition: &Definition,
         handle: Handle,
         messages: Bytes,
         end: Place,
-        last_seen: Option<i64>,
+        (last_seen, last): (Option<i64>, Option<String>),
     ) -> Answer {
         // The log is a function of the change table: these operations are the same for all who are there.
         let (hash, pin, from) = (definition.hash, handle.pin, &self.request.offset);
-        let identity = format!("{hash}-{pin}:{from}:{end}:{last_seen:?}");
-        let body = array(messages, last_seen.map(protocol::up_to_date));
-        let body = body.known_as(identity);
+        let identity = format!(
+            "{hash}-{pin}:{from}:{end}:{}",
+            last.as_deref().unwrap_or("")
+        );
+        let body = array(messages, last).known_as(identity);
         let handle = last_seen.map_or(handle, |seen| {
             self.handle_at_the_end(definition, handle, seen)
         });
@@ -305,16 +322,28 @@ impl Asked<'_> {
         }
     }
 
+    /// The newest resting position, if that is known.
+    pub async fn resting(&self) -> Option<i64> {
+        let head = Box::pin(self.app.recent_head()).await;
+        head.ok().and_then(|head| head.resting)
+    }
+
     /// Nothing happened up to `evaluated`. The offset moves on to the newest resting position, the same one for all
     /// clients, so that none of them is left behind by retention.
-    fn idle(
+    pub fn idle(
         &self,
         definition: &Definition,
         handle: Handle,
         from: Place,
-        evaluated: i64,
+        (evaluated, silent): (i64, &[u32]),
         resting: Option<i64>,
     ) -> Answer {
+        // A client that is woken goes on behind what woke it.
+        let resting = if self.request.wakes {
+            Some(evaluated)
+        } else {
+            resting
+        };
         let from_position = from.position().max(handle.pin);
         let offset = match resting {
             Some(resting) if resting > from_position && resting <= evaluated => {
@@ -323,7 +352,7 @@ impl Asked<'_> {
             _ => self.request.offset.clone(),
         };
         let handle = self.handle_at_the_end(definition, handle, evaluated);
-        let body = array(Bytes::new(), Some(protocol::up_to_date(evaluated)));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(evaluated, silent)));
         Answer {
             handle,
             offset,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use serde_json::Value as Json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,14 +19,15 @@ use crate::handle::Handle;
 use crate::live::{LiveShapes, ToAttach};
 use crate::metrics::Metrics;
 use crate::offset::Place;
-use crate::params::{ShapeParams, field_error};
+use crate::params::{FieldErrors, ShapeParams, field_error};
 use crate::pin::Pins;
 use crate::snapshot::Snapshots;
+use crate::touches::Touches;
 
 /// Between two looks at something that is about to happen in the database.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// How long a request waits for the first batch end after its table was tracked.
-const FIRST_PIN: Duration = Duration::from_secs(10);
+pub const FIRST_PIN: Duration = Duration::from_secs(10);
 /// How long a 409 waits for the pin that it names.
 const REPLACEMENT: Duration = Duration::from_secs(1);
 
@@ -43,8 +45,12 @@ pub struct App {
     pub snapshots: Snapshots,
     /// Shapes that clients wait for.
     pub live: LiveShapes,
+    /// Transactions that touched their tables.
+    pub touches: Touches,
     /// Counters.
     pub metrics: Metrics,
+    /// When the sidecar was started.
+    pub began: Instant,
     /// How many requests are answered at the same time.
     pub admission: Admission,
     /// Compressed bodies.
@@ -73,12 +79,14 @@ impl App {
             db,
             snapshots,
             live,
+            touches: Touches::default(),
             metrics,
             admission: Admission::new(&config),
             compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
             pins: Pins::default(),
+            began: Instant::now(),
             shutdown: CancellationToken::new(),
             defined: Flights::default(),
             resting: AtomicI64::new(0),
@@ -94,12 +102,33 @@ impl App {
 
     /// The definition as of now, of a table that is tracked.
     pub async fn definition(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
+        if let Some(queryable) = &shape.queryable {
+            self.check_queryable(shape, queryable).await?;
+        }
         let mut definition = self.define(shape).await?;
         if !definition.tracked {
             self.track(&definition).await?;
             definition = self.define(shape).await?;
         }
         Ok(definition)
+    }
+
+    /// Columns that may be named must be such that a shape could have just them.
+    async fn check_queryable(
+        &self,
+        shape: &ShapeParams,
+        queryable: &[String],
+    ) -> Result<(), Error> {
+        let shape = ShapeParams {
+            columns: Some(queryable.to_vec()),
+            condition: None,
+            ..shape.clone()
+        };
+        let result = self.db.define(&shape).await;
+        result.map(|_| ()).map_err(|error| match error {
+            Error::Invalid(errors) => Error::Invalid(of_queryable(errors)),
+            error => error,
+        })
     }
 
     async fn define(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
@@ -283,6 +312,24 @@ impl App {
         }
         Ok(chunk)
     }
+}
+
+/// Errors of `columns` as those of `queryable_columns`.
+fn of_queryable(mut errors: FieldErrors) -> FieldErrors {
+    if let Some(Json::Array(texts)) = errors.remove("columns") {
+        let text = |text: &Json| {
+            let text = text.as_str().unwrap_or_default();
+            let text = text.replacen("list of columns", "list of queryable columns", 1);
+            text.replacen(
+                "The following columns",
+                "The following queryable columns",
+                1,
+            )
+        };
+        let texts: Vec<String> = texts.iter().map(text).collect();
+        errors.insert("queryable_columns".into(), texts.into());
+    }
+    errors
 }
 
 /// The log has no position yet.

@@ -1,6 +1,7 @@
 //! What caches are told (docs/protocol.md, "Caching").
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::handle::Handle;
 use crate::offset::Offset;
@@ -25,6 +26,8 @@ pub enum Class {
     Refresh,
     /// A held request.
     Live,
+    /// A stream of events, which lasts so long.
+    Events(Duration),
 }
 
 impl Class {
@@ -35,6 +38,12 @@ impl Class {
                 "public, max-age=604800, s-maxage=3600, stale-while-revalidate=2629746".into()
             }
             Class::Live => "public, max-age=5, stale-while-revalidate=5".into(),
+            Class::Events(lasts) => {
+                format!(
+                    "public, max-age={}",
+                    lasts.as_secs().saturating_sub(1).max(1)
+                )
+            }
             Class::Refresh => "no-store".into(),
             Class::CatchUp => {
                 format!(
@@ -106,6 +115,11 @@ mod tests {
                 .contains("s-maxage=3600")
         );
         assert!(Class::Live.cache_control(ages).contains("max-age=5"));
+        let events = |seconds| Class::Events(Duration::from_secs(seconds)).cache_control(ages);
+        assert_eq!(
+            (events(60), events(0)),
+            ("public, max-age=59".into(), "public, max-age=1".into())
+        );
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_LONG_POLL_TIMEOUT_MS", default_value_t = 20_000)]
     pub long_poll_timeout_ms: u64,
 
+    /// Milliseconds after which a stream of events ends and its client comes again.
+    #[arg(long, env = "SHAPEFEED_SSE_TIMEOUT_MS", default_value_t = 60_000)]
+    pub sse_timeout_ms: u64,
+
     /// Bytes after which a chunk of a snapshot or of the log is closed.
     #[arg(long, env = "SHAPEFEED_CHUNK_BYTES", default_value_t = 10_485_760)]
     #[arg(value_parser = clap::value_parser!(i64).range(1..=1_073_741_824))]
@@ -225,6 +229,11 @@ impl Config {
             idle: Duration::from_secs(self.idle_timeout),
             stall: Duration::from_secs(self.send_timeout),
         }
+    }
+
+    /// How long a stream of events lasts.
+    pub fn sse_timeout(&self) -> Duration {
+        Duration::from_millis(self.sse_timeout_ms)
     }
 
     /// For `cache-control`.

@@ -31,6 +31,17 @@ pub enum Error {
     /// The URL is longer than any shape needs.
     #[error("request URL too long")]
     UrlTooLong,
+    /// The body is longer than any request needs.
+    #[error("request body too large")]
+    BodyTooLarge,
+    /// The body is no JSON object, or did not come.
+    #[error("{text}")]
+    BadBody {
+        /// What is wrong.
+        text: &'static str,
+        /// Where.
+        details: Option<String>,
+    },
     /// The handle or offset is void: start over, under the handle named here.
     #[error("must refetch: {reason}")]
     MustRefetch {
@@ -86,6 +97,14 @@ impl Error {
         }
     }
 
+    /// A body that cannot be used.
+    pub fn bad_body(text: &'static str) -> Self {
+        Error::BadBody {
+            text,
+            details: None,
+        }
+    }
+
     /// An error of something other than the database.
     pub fn internal(cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         Error::Internal(Arc::new(cause))
@@ -103,6 +122,8 @@ impl Error {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Error::UrlTooLong => StatusCode::URI_TOO_LONG,
+            Error::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::BadBody { .. } => StatusCode::BAD_REQUEST,
             Error::MustRefetch { .. } => StatusCode::CONFLICT,
             Error::NotYet | Error::Unavailable { .. } | Error::Full { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -118,6 +139,11 @@ impl Error {
             Error::UrlTooLong => {
                 json!({"message": "URI Too Long", "errors": {"url": ["is too long"]}})
             }
+            Error::BodyTooLarge => json!({"error": "Request body too large"}),
+            Error::BadBody { text, details } => match details {
+                Some(details) => json!({"error": text, "details": details}),
+                None => json!({"error": text}),
+            },
             Error::NotYet => {
                 json!({"message": "The offset has not arrived here yet, please retry"})
             }

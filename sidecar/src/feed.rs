@@ -200,6 +200,7 @@ impl Feed {
         let (app, shapes) = (&self.app, &self.shapes);
         let (mut ended, mut over) = (Vec::new(), HashSet::new());
         let (mut upto, mut pushed) = (session.evaluated, 0);
+        let mut touched = HashSet::new();
         db::feed(
             &session.feed,
             &session.statement,
@@ -220,6 +221,16 @@ impl Feed {
                         pushed += message.len();
                     }
                     app.metrics.operations.inc();
+                }
+                FeedRow::Touch {
+                    relids,
+                    position,
+                    xid,
+                } => {
+                    for relid in relids {
+                        app.touches.add(relid as u32, position, xid);
+                        touched.insert(relid as u32);
+                    }
                 }
                 FeedRow::End {
                     ids,
@@ -249,6 +260,10 @@ impl Feed {
         }
         session.evaluated = upto;
         app.live.set_evaluated(upto);
+        if app.metrics.wakeful.get() > 0 {
+            let touched = |shape: &&Arc<LiveShape>| touched.contains(&shape.definition.relid);
+            shapes.values().filter(touched).for_each(|it| it.wake());
+        }
         app.metrics
             .feed_seconds
             .observe(began.elapsed().as_secs_f64());

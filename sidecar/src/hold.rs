@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::app::{App, LOOK_AGAIN};
@@ -12,6 +11,8 @@ use crate::definition::Definition;
 use crate::error::Error;
 use crate::live::{Guest, Seen};
 use crate::offset::Place;
+use crate::tail::Operations;
+use crate::touches::NAMED;
 
 /// Before a shape that could not be attached is attached again: the feed of all others stands still meanwhile.
 const ATTACH_AGAIN: Duration = Duration::from_millis(500);
@@ -20,16 +21,9 @@ const ATTACH_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum Outcome {
     /// With operations.
-    News {
-        /// The messages.
-        messages: Bytes,
-        /// Where they leave the client.
-        end: Place,
-        /// The chunk is closed: there is more.
-        closed: bool,
-    },
-    /// With none, up to this position.
-    Idle(i64),
+    News(Operations),
+    /// With none, up to this position; and the transactions up to there that touched the table nevertheless.
+    Idle(i64, Vec<u32>),
 }
 
 /// A held request.
@@ -44,6 +38,8 @@ pub struct Hold<'a> {
     pub deadline: Instant,
     /// When a position that has not arrived yet is given up.
     pub arrival_deadline: Instant,
+    /// Answer also when the table is touched.
+    pub wakes: bool,
 }
 
 /// What a look led to.
@@ -65,6 +61,10 @@ struct Progress {
     at: Place,
     /// Position up to which there is nothing, once that is known.
     evaluated: Option<i64>,
+    /// Transactions up to `at` that touched the table.
+    silent: Vec<u32>,
+    /// When a request that is to be woken is answered.
+    woken: Option<Instant>,
     /// Attachment under which the place was checked.
     checked: Option<u64>,
     /// Whether the shape that the request first waited for was over.
@@ -77,6 +77,8 @@ impl Hold<'_> {
         let mut progress = Progress {
             at: from,
             evaluated: None,
+            silent: Vec::new(),
+            woken: None,
             checked: None,
             rejoined: false,
         };
@@ -117,7 +119,31 @@ impl Hold<'_> {
 
     fn idle(&self, progress: &Progress) -> Result<Outcome, Error> {
         let unknown = || Error::unavailable("The database did not answer in time, please retry");
-        progress.evaluated.map(Outcome::Idle).ok_or_else(unknown)
+        let evaluated = progress.evaluated.ok_or_else(unknown)?;
+        let mut silent = progress.silent.clone();
+        silent.extend(self.silent(progress, evaluated, &[]));
+        silent.drain(..silent.len().saturating_sub(NAMED));
+        Ok(Outcome::Idle(evaluated, silent))
+    }
+
+    /// Transactions behind where progress is that touched the table, but those at some positions.
+    fn silent(&self, progress: &Progress, upto: i64, but: &[i64]) -> Vec<u32> {
+        let (relid, after) = (self.definition.relid, progress.at.position());
+        self.app.touches.between(relid, after, upto, but)
+    }
+
+    /// Whether a request that is to be woken is now, or when it will be.
+    fn wake(&self, progress: &mut Progress, evaluated: i64) -> Result<Step, Error> {
+        let quiet = progress.silent.is_empty() && self.silent(progress, evaluated, &[]).is_empty();
+        if progress.woken.is_none() && quiet {
+            return Ok(Step::Wait);
+        }
+        let at = Instant::now() + LOOK_AGAIN;
+        let at = *progress.woken.get_or_insert(at);
+        if Instant::now() < at {
+            return Ok(Step::Retry);
+        }
+        self.idle(progress).map(Step::Done)
     }
 
     async fn look(&self, guest: &Guest, progress: &mut Progress) -> Result<Step, Error> {
@@ -130,13 +156,17 @@ impl Hold<'_> {
             max_bytes,
         );
         match seen {
-            Seen::Operations(it) => Ok(Step::Done(Outcome::News {
-                messages: it.messages,
-                end: it.end,
-                closed: it.closed,
-            })),
+            Seen::Operations(mut it) => {
+                if !it.closed {
+                    it.silent = self.silent(progress, it.end.position(), &it.positions);
+                }
+                Ok(Step::Done(Outcome::News(it)))
+            }
             Seen::Nothing(evaluated) => {
                 progress.evaluated = progress.evaluated.max(Some(evaluated));
+                if self.wakes {
+                    return self.wake(progress, evaluated);
+                }
                 Ok(Step::Wait)
             }
             // One that ended before this request's snapshot was another's; its successor would not have begun.
@@ -203,16 +233,15 @@ impl Hold<'_> {
                 messages,
                 end: Some(end),
                 upto,
+                silent,
                 ..
             }) => {
-                let closed = upto.is_none();
-                Ok(Some(Step::Done(Outcome::News {
-                    messages,
-                    end,
-                    closed,
-                })))
+                let mut operations = Operations::new(messages, end, upto.is_none());
+                operations.silent = silent;
+                Ok(Some(Step::Done(Outcome::News(operations))))
             }
-            Ok(LogChunk { upto, .. }) => {
+            Ok(LogChunk { upto, silent, .. }) => {
+                progress.silent.extend(silent);
                 let upto = upto.unwrap_or(progress.at.position());
                 progress.at = progress.at.max(Place::after(upto));
                 progress.evaluated = progress.evaluated.max(Some(upto));

@@ -141,6 +141,11 @@ impl LiveShape {
         state.placed.clear();
     }
 
+    /// Something happened to its table.
+    pub fn wake(&self) {
+        self.changed.notify_waiters();
+    }
+
     /// An operation; those who wait are woken by the last one of a transaction.
     pub fn push(&self, position: i64, n: i64, message: Bytes, last: bool) {
         if self.state().tail.push(position, n, message, last) {

@@ -45,6 +45,10 @@ pub struct Metrics {
     snapshot_bytes: Counter,
     snapshot_seconds: Histogram,
     live_requests: Gauge,
+    /// Streams of events.
+    pub streams: Gauge,
+    /// Requests that are held and answered when their table is touched.
+    pub wakeful: Gauge,
     /// Shapes attached to the feed.
     pub attached_shapes: Gauge,
     /// 1 while the feed is connected.
@@ -96,6 +100,8 @@ impl Metrics {
             snapshot_bytes: Counter::default(),
             snapshot_seconds: seconds(),
             live_requests: Gauge::default(),
+            streams: Gauge::default(),
+            wakeful: Gauge::default(),
             attached_shapes: Gauge::default(),
             feed_connected: Gauge::default(),
             reconnects: Counter::default(),
@@ -145,6 +151,12 @@ impl Metrics {
             "Requests that are held",
             self.live_requests.clone(),
         );
+        it.register(
+            "wakeful_requests",
+            "Held requests that are answered when their table is touched",
+            self.wakeful.clone(),
+        );
+        it.register("streams", "Streams of events", self.streams.clone());
         it.register(
             "attached_shapes",
             "Shapes attached to the feed",
@@ -223,6 +235,18 @@ impl Metrics {
     pub fn held(&self) -> Held {
         self.live_requests.inc();
         Held(self.live_requests.clone())
+    }
+
+    /// The same of one that wants to be woken.
+    pub fn wakeful(&self) -> Held {
+        self.wakeful.inc();
+        Held(self.wakeful.clone())
+    }
+
+    /// The same of a stream of events.
+    pub fn streaming(&self) -> Held {
+        self.streams.inc();
+        Held(self.streams.clone())
     }
 
     /// A client has to start over. What a reason says of names and numbers is not counted, so that there are few.

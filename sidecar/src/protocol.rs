@@ -18,6 +18,10 @@ pub mod header {
     pub const UP_TO_DATE: HeaderName = HeaderName::from_static("electric-up-to-date");
     /// Whether the response can hold rows or operations.
     pub const HAS_DATA: HeaderName = HeaderName::from_static("electric-has-data");
+    /// Proxies pass on each event when it comes.
+    pub const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+    /// The response is a subset.
+    pub const SNAPSHOT: HeaderName = HeaderName::from_static("electric-snapshot");
     /// The service knows why, and that it passes.
     pub const KNOWN_ERROR: HeaderName = HeaderName::from_static("electric-internal-known-error");
     /// For caches that know it.
@@ -34,10 +38,15 @@ pub const MUST_REFETCH: &str = r#"[{"headers":{"control":"must-refetch"}}]"#;
 /// Separates the messages of a body.
 pub const SEPARATOR: &[u8] = b",\n";
 
-/// The message that closes an answer which reaches the end of the log.
-pub fn up_to_date(last_seen: i64) -> String {
-    json!({"headers": {"control": "up-to-date", "global_last_seen_lsn": last_seen.to_string()}})
-        .to_string()
+/// The message that closes an answer which reaches the end of the log. `silent`: transactions up to there that touched the
+/// table and are no operation of the shape.
+pub fn up_to_date(last_seen: i64, silent: &[u32]) -> String {
+    let last_seen = last_seen.to_string();
+    let mut headers = json!({"control": "up-to-date", "global_last_seen_lsn": last_seen});
+    if !silent.is_empty() {
+        headers["txids"] = json!(silent);
+    }
+    json!({"headers": headers}).to_string()
 }
 
 /// The message that closes a snapshot: which transactions it holds.
@@ -75,8 +84,12 @@ mod tests {
     #[test]
     fn control_messages() {
         assert_eq!(
-            up_to_date(5),
+            up_to_date(5, &[]),
             r#"{"headers":{"control":"up-to-date","global_last_seen_lsn":"5"}}"#
+        );
+        assert_eq!(
+            up_to_date(5, &[7, 8]),
+            r#"{"headers":{"control":"up-to-date","global_last_seen_lsn":"5","txids":[7,8]}}"#
         );
         let end: serde_json::Value = serde_json::from_str(&snapshot_end(7, 9, &[7])).unwrap();
         assert_eq!(end["headers"]["xmin"], "7");

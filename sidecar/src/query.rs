@@ -55,6 +55,24 @@ impl Query {
         })
     }
 
+    /// Adds a parameter.
+    pub fn add(&mut self, name: String, value: String) {
+        let value = if value.contains('\0') {
+            Err(NotText)
+        } else {
+            Ok(value)
+        };
+        self.0.push((name, value));
+    }
+
+    /// Removes a parameter, with its entries.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(key, _)| {
+            let rest = key.strip_prefix(name);
+            rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with('['))
+        });
+    }
+
     /// Names of all parameters.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(key, _)| key.as_str())

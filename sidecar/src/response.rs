@@ -158,7 +158,8 @@ pub fn respond(
     response
 }
 
-fn cursor(request: &ShapeRequest, config: &Config) -> u64 {
+/// The `electric-cursor` of an answer to a live request.
+pub fn cursor(request: &ShapeRequest, config: &Config) -> u64 {
     let unix_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
@@ -188,7 +189,7 @@ mod tests {
     }
 
     fn answer(offset: Offset, has_data: bool) -> Answer {
-        let body = array(Bytes::new(), Some(protocol::up_to_date(9)));
+        let body = array(Bytes::new(), Some(protocol::up_to_date(9, &[])));
         Answer {
             handle: HANDLE,
             offset,

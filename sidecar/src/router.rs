@@ -18,7 +18,7 @@ use crate::handlers;
 use crate::protocol::EXPOSED_HEADERS;
 
 const SHAPE: &str = "/v1/shape";
-const SHAPE_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, DELETE, OPTIONS");
+const SHAPE_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, HEAD, DELETE, OPTIONS");
 const OTHER_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
 const DEFAULT_CACHE_CONTROL: HeaderValue =
     HeaderValue::from_static("max-age=0, private, must-revalidate");
@@ -29,7 +29,7 @@ pub const MAX_URL_BYTES: usize = 64 << 10;
 pub fn router(app: Arc<App>) -> Router {
     let shape = get(handlers::shape::get)
         .delete(handlers::delete::delete)
-        .post(post)
+        .post(handlers::shape::post)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), admit));
     let routes = Router::new()
@@ -67,14 +67,6 @@ pub fn normalize<B>(mut request: axum::http::Request<B>) -> axum::http::Request<
 
 async fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "Not found").into_response()
-}
-
-async fn post() -> Response {
-    let mut response = Error::NotAllowed("POST is not supported").into_response();
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
 }
 
 /// Preflights, the length of URLs, and the headers of every response.

@@ -15,7 +15,9 @@ use crate::db::Db;
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::params::{Subset, nested};
 use crate::spool::{Budget, Chunk, Spool, Writer};
+use crate::subset::Metadata;
 
 /// A snapshot that nobody has read from during this time is dropped.
 const KEPT: Duration = Duration::from_secs(300);
@@ -73,6 +75,47 @@ impl Snapshots {
         tokio::time::timeout(CHUNK_WAIT, spool.chunk(&cursor))
             .await
             .unwrap_or_else(late)
+    }
+
+    /// A subset of a shape, read completely: what is known of it and its rows.
+    pub async fn subset(
+        &self,
+        definition: &Definition,
+        subset: &Subset,
+        queryable: Option<&[String]>,
+        mark: i32,
+    ) -> Result<(Metadata, Chunk), Error> {
+        let shared = &self.shared;
+        let (connection, rows) = shared
+            .db
+            .subset(definition, subset, queryable, mark)
+            .await?;
+        let mut rows = std::pin::pin!(rows);
+        let spool = Spool::new(None, shared.budget.clone());
+        let mut writer = Writer::new(spool.clone(), shared.dir.clone());
+        let mut metadata = None;
+        while let Some(row) = rows.try_next().await? {
+            let piece: &[u8] = row.try_get(0)?;
+            let Some((tag, body)) = piece.split_first() else {
+                continue;
+            };
+            match tag {
+                b'X' => {
+                    let errors = serde_json::from_slice(body).map_err(Error::internal)?;
+                    return Err(connection.end(Error::Invalid(nested(errors))));
+                }
+                b'M' => metadata = Some(serde_json::from_slice(body).map_err(Error::internal)?),
+                b'D' => {
+                    shared.reserve(&spool, body.len() as u64)?;
+                    writer.rows(body).await.map_err(Error::internal)?;
+                }
+                _ => writer.close_chunk(None).await.map_err(Error::internal)?,
+            }
+        }
+        connection.end(());
+        let metadata =
+            metadata.ok_or_else(|| Error::unavailable("The subset ended early, please retry"))?;
+        Ok((metadata, spool.chunk(&None).await?))
     }
 
     /// Drops what nobody reads.

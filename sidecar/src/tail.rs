@@ -2,11 +2,13 @@
 //! them. Bounded: what falls out is read from the database again.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::offset::Place;
 use crate::protocol::SEPARATOR;
+use crate::sse;
 
 #[derive(Debug)]
 struct Entry {
@@ -28,7 +30,7 @@ pub struct Tail {
 }
 
 /// Messages for a client, joined by the separator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Operations {
     /// The messages.
     pub messages: Bytes,
@@ -36,10 +38,37 @@ pub struct Operations {
     pub end: Place,
     /// The chunk is full and there is more.
     pub closed: bool,
+    /// Positions of the operations, ascending; those of a tail only.
+    pub positions: Arc<[i64]>,
+    /// Transactions up to the end that touched the table and are none of these operations.
+    pub silent: Vec<u32>,
+    events: Arc<OnceLock<Bytes>>,
+}
+
+impl Operations {
+    /// Operations that leave the client at `end`.
+    pub fn new(messages: Bytes, end: Place, closed: bool) -> Self {
+        Operations {
+            messages,
+            end,
+            closed,
+            positions: Arc::default(),
+            silent: Vec::new(),
+            events: Arc::default(),
+        }
+    }
+
+    /// The same as events, made once for all who are sent them.
+    pub fn events(&self) -> Bytes {
+        let last_seen = (!self.closed).then_some(self.end.position());
+        self.events
+            .get_or_init(|| sse::events(&self.messages, last_seen, &self.silent))
+            .clone()
+    }
 }
 
 /// What the tail has for a place.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Read {
     /// It does not reach back that far.
     Behind,
@@ -128,6 +157,7 @@ fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Opera
     let mut size = 0;
     let mut end = Place::after(0);
     let mut closed = false;
+    let mut positions = Vec::new();
     for entry in entries {
         closed = size >= max_bytes;
         if closed {
@@ -139,11 +169,12 @@ fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Opera
         messages.put_slice(&entry.message);
         size += entry.message.len();
         end = entry.place;
+        positions.push(end.position());
     }
+    positions.dedup();
     Operations {
-        messages: messages.freeze(),
-        end,
-        closed,
+        positions: positions.into(),
+        ..Operations::new(messages.freeze(), end, closed)
     }
 }
 
@@ -182,7 +213,7 @@ mod tests {
             Some(("b".into(), Place::after(11), false))
         );
         assert_eq!(read(&mut tail, Place::after(11), 50), None);
-        assert_eq!(tail.read(Place::after(9), 50), Read::Behind);
+        assert!(matches!(tail.read(Place::after(9), 50), Read::Behind));
     }
 
     #[test]
@@ -219,7 +250,10 @@ mod tests {
         let mut tail = Tail::new(10, 100);
         push(&mut tail, 11, 1, "a", true);
         let answer = |tail: &mut Tail| match tail.read(Place::after(10), 50) {
-            Read::Operations(it) => it.messages,
+            Read::Operations(it) => {
+                assert_eq!(it.events().as_ptr(), it.clone().events().as_ptr());
+                it.messages
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(answer(&mut tail).as_ptr(), answer(&mut tail).as_ptr());
@@ -232,7 +266,7 @@ mod tests {
         let mut tail = Tail::new(10, 4);
         push(&mut tail, 11, 1, "aaa", true);
         push(&mut tail, 12, 1, "bbb", true);
-        assert_eq!(tail.read(Place::after(10), 50), Read::Behind);
+        assert!(matches!(tail.read(Place::after(10), 50), Read::Behind));
         assert_eq!(
             read(&mut tail, Place::after(11), 50),
             Some(("bbb".into(), Place::after(12), false))
@@ -241,15 +275,13 @@ mod tests {
         for n in 1..10 {
             push(&mut tail, 13, n, "ccc", n == 9);
         }
-        assert_eq!(tail.read(Place::after(12), 50), Read::Behind);
+        assert!(matches!(tail.read(Place::after(12), 50), Read::Behind));
         assert_eq!(
             read(&mut tail, Place::new(13, 8), 50),
             Some(("ccc".into(), Place::after(13), false))
         );
         tail.set_max_bytes(0);
-        assert_eq!(
-            (tail.bytes(), tail.read(Place::after(13), 50)),
-            (0, Read::Nothing)
-        );
+        assert_eq!(tail.bytes(), 0);
+        assert!(matches!(tail.read(Place::after(13), 50), Read::Nothing));
     }
 }

@@ -18,6 +18,7 @@ as 'MODULE_PATHNAME', '_detach_wrapper';
 --   max_bytes  the transaction whose messages make the sum reach this is the last
 -- Returns rows of a kind:
 --   'op'    an operation: `message` for the shapes `ids`; `last`: it is the last of its transaction for them
+--   'touch' a transaction, whose id is `n` (its low 32 bits), touched the tables `ids`; before its operations
 --   'end'   the shapes `ids` have ended at `position`, and are detached; `message` says why
 --   'upto'  the last row: everything up to `position` is evaluated
 -- SQLSTATE SF410 in a session without shapes, also after an error: attach all again.

@@ -197,12 +197,6 @@ test('the same shape in other words has the same handle', async () => {
   assert.equal(new Set([...hashes.slice(1), first]).size, 5)
 })
 
-test('what is not built yet is refused clearly', async () => {
-  const { handle } = await site.api.start({ table: 'items' })
-  await refused({ offset: '-1', table: 'items', subset__limit: '1' }, { subset: ['is not supported yet'] })
-  await refused({ offset: '0_0', handle, live: 'true', live_sse: 'true', table: 'items' }, { live_sse: ['is not supported yet'] })
-})
-
 test('a malformed delete', async () => {
   const refusedDelete = async (query, errors) => {
     const { status, json, cacheControl } = await site.api.delete(query)

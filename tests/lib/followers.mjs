@@ -4,9 +4,9 @@ import { waitFor } from './wait.mjs'
 
 /**
  * Follows a shape: { rows(), stream, shape, stop() }. `rows()` is the client's copy as sorted JSON lines.
- * `params` as the client takes them: table, where, columns, replica, params.
+ * `params` as the client takes them: table, where, columns, replica, params; `options`: the stream's others.
  */
-export function follow(url, params) {
+export function follow(url, params, options = {}) {
   const abort = new AbortController()
   const stream = new ShapeStream({
     url: `${url}/v1/shape`,
@@ -14,6 +14,7 @@ export function follow(url, params) {
     signal: abort.signal,
     parser: asText,
     backoffOptions: { initialDelay: 20, maxDelay: 200, multiplier: 1.5 },
+    ...options,
   })
   const errors = []
   const shape = new Shape(stream)

@@ -2,6 +2,7 @@
 export { freshDatabase, startCluster, startStandby } from './cluster.mjs'
 export { startNginx } from './nginx.mjs'
 export { pgBin, root, scale, scratchDir, sidecarBinary } from './paths.mjs'
+export { isUpToDate, openEvents } from './events.mjs'
 export { startProxy } from './proxy.mjs'
 export { served } from './served.mjs'
 export { Follower, ShapeApi, ok, send } from './shape.mjs'

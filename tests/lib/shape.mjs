@@ -13,13 +13,13 @@ function queryString(params) {
  * Sends one request, as it is: nothing is normalised or followed. `path`: path and query.
  * Returns { status, headers, text, json, ms }; `json` is undefined where the body is none.
  */
-export async function send(base, path, { method = 'GET', headers = {}, signal, agent } = {}) {
+export async function send(base, path, { method = 'GET', headers = {}, body, signal, agent } = {}) {
   const { hostname, port } = new URL(base)
   const started = performance.now()
   const response = await new Promise((resolve, reject) => {
     const request = http.request({ hostname, port, method, path, headers, signal, agent })
     request.once('response', resolve).once('error', reject)
-    request.end()
+    request.end(body)
   })
   const chunks = []
   for await (const chunk of response) chunks.push(chunk)

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import http2 from 'node:http2'
 import net from 'node:net'
 import { test } from 'node:test'
-import { send, served, sidecarBinary, waitFor } from '../lib/index.mjs'
+import { openEvents, send, served, sidecarBinary, waitFor } from '../lib/index.mjs'
 
 const secret = 'tr0ub4dor'
 const password = 'c0rrecth0rse'
@@ -147,6 +147,20 @@ test('clients that go away leave their places', async () => {
     await Promise.all(held)
     await waitFor(async () => await live() === 0 && (await next()).status === 200, { what: 'there is room again' })
   }
+})
+
+test('streams of events and subsets have their places too, streams until they end', async () => {
+  const { sidecar, api } = await site.another({ env: { SHAPEFEED_MAX_CONCURRENT_EXISTING: '2' } })
+  const follower = await api.follow({ table: 'items' })
+  const of = { table: 'items', handle: follower.handle }
+  const query = new URLSearchParams({ ...of, offset: follower.offset, live: 'true', live_sse: 'true', cursor: '' })
+  const streams = [await openEvents(sidecar.url, query), await openEvents(sidecar.url, query)]
+  const subset = () => api.get({ ...of, offset: follower.offset }, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"order_by":"id"}' })
+  assert.equal((await openEvents(sidecar.url, query)).status, 503)
+  assert.equal((await subset()).status, 503)
+  streams[0].close()
+  await waitFor(async () => (await subset()).status === 200, { what: 'there is room for a subset' })
+  streams[1].close()
 })
 
 test("Electric's names of settings count", async () => {

@@ -5,7 +5,7 @@ import http from 'node:http'
 import { test } from 'node:test'
 import zlib from 'node:zlib'
 import { execFileSync } from 'node:child_process'
-import { served, waitFor } from '../lib/index.mjs'
+import { isUpToDate, openEvents, served, waitFor } from '../lib/index.mjs'
 
 const site = served({
   schema: `create table small (id int primary key); insert into small values (1);
@@ -18,14 +18,14 @@ const site = served({
 const agent = new http.Agent({ keepAlive: true, maxSockets: Infinity })
 
 /** { status, headers, body } with the body as it was sent. */
-function raw(query, accept, headers = {}) {
-  const options = { agent, headers: { ...headers, ...accept && { 'accept-encoding': accept } } }
+function raw(query, accept, headers = {}, posted = undefined) {
+  const options = { agent, method: posted ? 'POST' : 'GET', headers: { ...headers, ...accept && { 'accept-encoding': accept } } }
   return new Promise((resolve, reject) => {
-    http.get(`${site.sidecar.url}/v1/shape?${query}`, options, async (response) => {
+    http.request(`${site.sidecar.url}/v1/shape?${query}`, options, async (response) => {
       const chunks = []
       for await (const chunk of response) chunks.push(chunk)
       resolve({ status: response.statusCode, headers: response.headers, body: Buffer.concat(chunks) })
-    }).on('error', reject)
+    }).on('error', reject).end(posted)
   })
 }
 
@@ -102,4 +102,36 @@ test('live answers are shared too', async () => {
   const messages = JSON.parse(unpack.gzip(answers[0].body))
   assert.equal(messages.length, 101)
   assert.equal(messages.at(-1).headers.control, 'up-to-date')
+})
+
+test('subsets are compressed, by GET and POST', async () => {
+  const query = 'table=wide&offset=-1&log=changes_only'
+  const own = { order_by: 'id', limit: 1000 }
+  const got = (accept) => raw(`${query}&subset__order_by=id&subset__limit=1000`, accept)
+  const posted = (accept) => raw(query, accept, { 'content-type': 'application/json' }, JSON.stringify(own))
+  const data = (body) => JSON.parse(body).data.map(({ value }) => value)
+  for (const ask of [got, posted]) {
+    const plain = await ask()
+    assert.equal(plain.status, 200)
+    assert.equal(plain.headers['content-encoding'], undefined)
+    assert.equal(plain.headers.vary, 'accept-encoding')
+    assert.equal(Number(plain.headers['content-length']), plain.body.length)
+    const packed = await ask('gzip')
+    assert.equal(packed.headers['content-encoding'], 'gzip')
+    assert.equal(packed.headers.vary, 'accept-encoding')
+    assert.equal(packed.headers.etag, undefined)
+    assert.ok(packed.body.length < plain.body.length * 0.7)
+    assert.deepEqual(data(unpack.gzip(packed.body)), data(plain.body))
+    assert.equal(data(plain.body).length, 1000)
+  }
+})
+
+test('a stream of events is not compressed, since that would hold them back', async () => {
+  const follower = await site.api.follow({ table: 'hot' })
+  const query = `table=hot&offset=${follower.offset}&handle=${follower.handle}&live&live_sse&cursor=`
+  const stream = await openEvents(site.sidecar.url, query, { headers: { 'accept-encoding': 'gzip, br, zstd' } })
+  assert.equal(stream.headers['content-encoding'], undefined)
+  await site.sql("insert into hot select i, repeat('x', 2000) from generate_series(101, 110) i")
+  await stream.until((messages) => messages.length > 10 && isUpToDate(messages.at(-1)))
+  stream.close()
 })

@@ -8,6 +8,7 @@ mod access;
 mod check;
 mod function;
 mod key;
+mod order;
 mod parse;
 mod predicate;
 mod template;
@@ -15,7 +16,8 @@ mod tree;
 
 pub use access::{Access, By, Comparison, Part};
 pub use key::Key;
-pub use parse::{Where, analyze, reanalyze};
+pub use order::{Order, analyze_order};
+pub use parse::{Where, analyze, analyze_among, reanalyze};
 use parse::{columns, deparse};
 pub use predicate::{Compiled, Predicate, Scope};
 pub use template::{Condition, Lifted};
@@ -24,18 +26,34 @@ pub use template::{Condition, Lifted};
 #[derive(Debug)]
 pub struct Refused(pub String);
 
-/// A where clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
+/// A where or order by clause as it is given to Postgres' parser. Positions in it are part of the protocol's error texts.
 struct Source {
     text: String,
+    /// Characters that stand before the clause.
+    before: usize,
 }
 
 impl Source {
     /// What stands before the clause. A syntax error's position counts from here, any other's from the clause itself.
-    const PREFIX: &'static str = "SELECT 1 WHERE ";
+    const WHERE: &'static str = "SELECT 1 WHERE ";
+    const ORDER_BY: &'static str = "SELECT 1 ORDER BY ";
 
-    fn new(clause: &str) -> Source {
+    fn of_where(clause: &str) -> Source {
+        Source::after(Source::WHERE, clause)
+    }
+
+    fn of_order_by(clause: &str) -> Source {
+        Source::after(Source::ORDER_BY, clause)
+    }
+
+    fn is_order_by(&self) -> bool {
+        self.text.starts_with(Source::ORDER_BY)
+    }
+
+    fn after(prefix: &str, clause: &str) -> Source {
         Source {
-            text: format!("{}{clause}", Source::PREFIX),
+            text: format!("{prefix}{clause}"),
+            before: prefix.len(),
         }
     }
 
@@ -47,7 +65,7 @@ impl Source {
         else {
             return Refused(message.to_string());
         };
-        let position = before.chars().count().saturating_sub(Source::PREFIX.len());
+        let position = before.chars().count().saturating_sub(self.before);
         Refused(format!("At location {position}: {message}"))
     }
 }

@@ -79,6 +79,30 @@ impl Row {
     }
 }
 
+/// Rows as an array of a table's row type, in the current memory context, as a parameter of a query. Only `columns` of
+/// them are kept, whose out-of-line values must have been fetched.
+pub fn array(rows: &mut [Row], columns: &[usize], table: &Relation) -> (Oid, Datum) {
+    // SAFETY: the table's descriptor describes values and nulls; what is formed is copied into the array.
+    unsafe {
+        let desc = (*table.raw()).rd_att;
+        let composite = |row: &mut Row| {
+            let mut nulls = vec![true; row.nulls.len()];
+            columns
+                .iter()
+                .for_each(|column| nulls[*column] = row.nulls[*column]);
+            let tuple = pg_sys::heap_form_tuple(desc, row.values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::heap_copy_tuple_as_datum(tuple, desc)
+        };
+        let mut datums: Vec<Datum> = rows.iter_mut().map(composite).collect();
+        let row_type = (*desc).tdtypeid;
+        let length = datums.len() as std::ffi::c_int;
+        let align = pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char;
+        let array =
+            pg_sys::construct_array(datums.as_mut_ptr(), length, row_type, -1, false, align);
+        (pg_sys::get_array_type(row_type), array.into())
+    }
+}
+
 unsafe fn pointer(value: Datum) -> Option<Pointer> {
     // SAFETY: the caller passes a varlena. VARTAG_ONDISK is followed by a varatt_external that is not aligned.
     unsafe {

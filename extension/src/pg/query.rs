@@ -43,6 +43,12 @@ pub struct Cursor {
 impl Cursor {
     /// Plans a SELECT under the active snapshot, with the rights of the current user, and gets ready to run it.
     pub fn open(sql: &str, goal: Goal) -> Cursor {
+        Cursor::open_with(sql, &[], goal)
+    }
+
+    /// The same of a SELECT with parameters, none of them NULL: the type and value of each.
+    pub fn open_with(sql: &str, params: &[(pg_sys::Oid, Datum)], goal: Goal) -> Cursor {
+        let (mut types, mut values): (Vec<_>, Vec<_>) = params.iter().copied().unzip();
         let sql = CString::new(sql).expect("text that comes from Postgres has no zero bytes");
         let fast = if goal == Goal::FirstRows {
             pg_sys::CURSOR_OPT_FAST_PLAN
@@ -51,17 +57,16 @@ impl Cursor {
         };
         let options = (pg_sys::CURSOR_OPT_NO_SCROLL | fast) as c_int;
         // SAFETY: the portal that SPI makes lives until the transaction ends, also after SPI_finish(); read_only runs
-        // it under the active snapshot. The name is copied.
+        // it under the active snapshot. The name is copied, and so are the parameters; without nulls none of them is.
         let name = unsafe {
             pg_sys::SPI_connect();
-            let (types, values) = (std::ptr::null_mut(), std::ptr::null_mut());
             let (name, nulls) = (std::ptr::null(), std::ptr::null());
             let portal = pg_sys::SPI_cursor_open_with_args(
                 name,
                 sql.as_ptr(),
-                0,
-                types,
-                values,
+                params.len() as c_int,
+                types.as_mut_ptr(),
+                values.as_mut_ptr(),
                 nulls,
                 true,
                 options,
@@ -173,5 +178,83 @@ pub fn type_name(type_oid: pg_sys::Oid) -> String {
         CStr::from_ptr(pg_sys::format_type_extended(base, -1, flags as _))
             .to_string_lossy()
             .into_owned()
+    }
+}
+
+/// An array of texts, in the current memory context, as a parameter of a query.
+pub fn text_array(texts: &[Vec<u8>]) -> (pg_sys::Oid, Datum) {
+    // SAFETY: each text is copied into a varlena of its own, and these into the array.
+    unsafe {
+        let mut datums: Vec<Datum> = texts
+            .iter()
+            .map(|text| {
+                pg_sys::cstring_to_text_with_len(text.as_ptr().cast(), text.len() as c_int).into()
+            })
+            .collect();
+        let length = datums.len() as c_int;
+        let align = pg_sys::TYPALIGN_INT as std::ffi::c_char;
+        let array = pg_sys::construct_array(
+            datums.as_mut_ptr(),
+            length,
+            pg_sys::TEXTOID,
+            -1,
+            false,
+            align,
+        );
+        (pg_sys::TEXTARRAYOID, array.into())
+    }
+}
+
+/// An array of int8, likewise.
+pub fn int8_array(numbers: &[i64]) -> (pg_sys::Oid, Datum) {
+    let mut datums: Vec<Datum> = numbers.iter().map(|number| Datum::from(*number)).collect();
+    let align = pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char;
+    // SAFETY: the values are copied into the array.
+    let array = unsafe {
+        pg_sys::construct_array(
+            datums.as_mut_ptr(),
+            datums.len() as c_int,
+            pg_sys::INT8OID,
+            8,
+            true,
+            align,
+        )
+    };
+    (pg_sys::INT8ARRAYOID, array.into())
+}
+
+/// Values as the literal of an array of texts; None is NULL.
+pub fn array_literal(values: impl Iterator<Item = Option<Vec<u8>>>) -> Vec<u8> {
+    let mut literal = vec![b'{'];
+    for (i, value) in values.enumerate() {
+        if i > 0 {
+            literal.push(b',');
+        }
+        let Some(value) = value else {
+            literal.extend_from_slice(b"NULL");
+            continue;
+        };
+        literal.push(b'"');
+        for byte in value {
+            if matches!(byte, b'"' | b'\\') {
+                literal.push(b'\\');
+            }
+            literal.push(byte);
+        }
+        literal.push(b'"');
+    }
+    literal.push(b'}');
+    literal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn array_literals() {
+        let values = [Some(b"a\"b\\,{".to_vec()), None, Some(vec![])];
+        let literal = array_literal(values.into_iter());
+        assert_eq!(literal, br#"{"a\"b\\,{",NULL,""}"#);
     }
 }

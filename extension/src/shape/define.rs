@@ -233,18 +233,24 @@ fn read_clause(
     let Some(clause) = clause else {
         return Ok((None, vec![]));
     };
-    let wrong = |Refused(text)| Answer::Wrong("where", text);
-    let given = expr::analyze(table.relid, clause, params).map_err(wrong)?;
+    canonical(table, clause, params, None).map_err(|Refused(text)| Answer::Wrong("where", text))
+}
+
+/// The canonical text of a clause that may name only these columns, if they are given, and the columns that it names.
+pub(super) fn canonical(
+    table: &Table,
+    clause: &str,
+    params: &[Option<String>],
+    known: Option<&[i16]>,
+) -> std::result::Result<(Option<String>, Vec<i16>), Refused> {
+    let given = expr::analyze_among(table.relid, clause, params, known)?;
     let Some(text) = given.text.clone() else {
         return Ok((None, given.named_columns));
     };
     // What other functions are given is this text: it must be read back as what it was written from.
-    let again = expr::analyze(table.relid, &text, &[]).map_err(wrong)?;
+    let again = expr::analyze(table.relid, &text, &[])?;
     if again.text.as_ref() != Some(&text) || !again.is(&given) {
-        return Err(Answer::Wrong(
-            "where",
-            format!("the clause has no canonical form: {text}"),
-        ));
+        return Err(Refused(format!("the clause has no canonical form: {text}")));
     }
     Ok((Some(text), given.named_columns))
 }

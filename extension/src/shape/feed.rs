@@ -109,6 +109,15 @@ fn _feed(
             Some(last),
             "op",
         ),
+        Row::Touch {
+            relids,
+            position,
+            xid,
+        } => {
+            let relids = relids.into_iter().map(|relid| relid as i32).collect();
+            let xid = i64::from(xid as u32);
+            (Some(relids), position, Some(xid), None, None, "touch")
+        }
         Row::End {
             ids,
             position,

@@ -84,7 +84,8 @@ impl Iterator for Changes {
 
     fn next(&mut self) -> Option<Entry> {
         if self.entries.is_empty() && !self.done {
-            let (entries, upto) = log::read(&self.definition, self.stretch).or_raise();
+            let log::Read { entries, upto, .. } =
+                log::read(&self.definition, self.stretch).or_raise();
             if let Some(entry) = entries.last() {
                 self.stretch.from = (entry.position, entry.n);
             }

@@ -1,5 +1,7 @@
 //! The log of one shape: its operations between two positions, in order.
 
+use std::collections::VecDeque;
+
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -45,17 +47,30 @@ pub struct Entry {
     pub last: bool,
 }
 
-/// Reads a stretch of a shape's log. Also returns the position up to which the log is evaluated; none if the stretch was
-/// cut by its size, and there is more.
+/// What a stretch of a shape's log has.
+pub struct Read {
+    /// Operations, in order.
+    pub entries: Vec<Entry>,
+    /// The position up to which the log was evaluated; none if the stretch was cut by its size, and there is more.
+    pub upto: Option<i64>,
+    /// The newest transactions that touched the table and are no operation of the shape.
+    pub silent: VecDeque<u64>,
+}
+
+/// As many of them are told of.
+const SILENT: usize = 100;
+
+/// Reads a stretch of a shape's log.
 ///
 /// The log is locked for some transactions at a time: each look is complete in itself, so retention gets its turn.
-pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Option<i64>)> {
+pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
     reading::may_read()?;
     let _role = definition.enter()?;
     let mut table = place::open_table(definition)?;
     let family = table.family.clone();
     let mut shape = None;
     let (mut after, n) = stretch.from;
+    let mut silent = VecDeque::new();
     let mut entries = Entries {
         stretch,
         entries: Vec::new(),
@@ -73,12 +88,19 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<(Vec<Entry>, Op
         let about = |commit: &Commit| commit.relids.contains(&definition.relid);
         let (commits, complete_to) = log.commits(after, to, about, COMMITS_AT_ONCE);
         for commit in commits {
+            let read = entries.entries.len();
             if !shape.read(&log, &commit, &mut entries)? {
-                return Ok((entries.entries, None));
+                return Ok(entries.end(None, silent));
+            }
+            if entries.entries.len() == read && commit.position > stretch.from.0 {
+                silent.push_back(commit.xid);
+            }
+            if silent.len() > SILENT {
+                silent.pop_front();
             }
         }
         if complete_to >= to {
-            return Ok((entries.entries, Some(to)));
+            return Ok(entries.end(Some(to), silent));
         }
         after = complete_to;
     }
@@ -238,6 +260,14 @@ struct Entries {
 }
 
 impl Entries {
+    fn end(self, upto: Option<i64>, silent: VecDeque<u64>) -> Read {
+        Read {
+            entries: self.entries,
+            upto,
+            silent,
+        }
+    }
+
     /// Adds an entry; false when it does not fit any more. Only that cuts the stretch: a full one without a next
     /// entry has reached the end.
     fn add(&mut self, entry: Entry) -> bool {
@@ -270,6 +300,7 @@ fn _log(
         name!(message, Option<String>),
         name!(last, Option<bool>),
         name!(upto, Option<i64>),
+        name!(silent, Option<Vec<i64>>),
     ),
 > {
     let definition = Definition::from_jsonb(definition).or_raise();
@@ -278,7 +309,12 @@ fn _log(
         to: to_position,
         max_bytes: max_bytes.max(1) as u64,
     };
-    let (entries, upto) = read(&definition, stretch).or_raise();
+    let Read {
+        entries,
+        upto,
+        silent,
+    } = read(&definition, stretch).or_raise();
+    let silent = place::as_int8(silent);
     let rows = entries.into_iter().map(|e| {
         (
             Some(e.position),
@@ -286,7 +322,9 @@ fn _log(
             Some(e.message),
             Some(e.last),
             None,
+            None,
         )
     });
-    TableIterator::new(rows.chain(std::iter::once((None, None, None, None, upto))))
+    let end = (None, None, None, None, upto, Some(silent));
+    TableIterator::new(rows.chain(std::iter::once(end)))
 }

@@ -19,6 +19,7 @@ pub mod merge;
 pub mod overlay;
 pub mod rows;
 pub mod snapshot;
+pub mod subset;
 
 pub mod judge;
 pub mod log;

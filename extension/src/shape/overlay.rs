@@ -4,7 +4,7 @@
 //! them touched, the row as of P is its *before* image in the first such transaction, if it has one; for every other
 //! key it is the row now. Without a key rows are counted: count(P) = count(now) - news + olds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::definition::Definition;
 use super::family::Family;
@@ -159,6 +159,67 @@ fn keep(
     }
     table.fetch(&mut row, needed, around)?;
     Ok(Some(row))
+}
+
+/// What transactions after a batch did to rows of a table.
+#[derive(Default)]
+pub struct Touched {
+    /// Literals of the keys that rows now may have and are not to be taken for.
+    pub keys: Vec<Vec<u8>>,
+    /// Rows of the shape that were there.
+    pub rows: Vec<Row>,
+    /// Without a key: how much more often each of these rows is there now than it was.
+    pub gained: Vec<i64>,
+}
+
+impl Touched {
+    /// Reads it, as [`Overlay::read`] does.
+    pub fn read(
+        log: &Log,
+        definition: &Definition,
+        table: &mut Table,
+        filter: &mut Filter,
+        needed: &[usize],
+        before: &Snapshot,
+    ) -> Result<Touched> {
+        if !table.keyed {
+            return Touched::counted(read_counts(log, definition, table, filter, before)?, table);
+        }
+        let (mut touched, mut seen) = (Touched::default(), HashSet::new());
+        after(
+            log,
+            definition,
+            table,
+            before,
+            |table, transaction, chains, around| {
+                for effect in table.effects(transaction, chains, around)? {
+                    let row = effect.before.as_ref().or(effect.after.as_ref());
+                    let Some(row) = row.filter(|_| seen.insert(effect.key)) else {
+                        continue;
+                    };
+                    touched.keys.push(table.key_literal(row));
+                    if let Some(row) = effect.before {
+                        touched
+                            .rows
+                            .extend(keep(row, table, filter, needed, around)?);
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        Ok(touched)
+    }
+
+    fn counted(counts: HashMap<Key, Count>, table: &mut Table) -> Result<Touched> {
+        let mut touched = Touched::default();
+        for count in counts.into_values() {
+            let Some(row) = count.row else { continue };
+            touched.keys.push(table.key_literal(&row));
+            touched.rows.push(row);
+            touched.gained.push(count.gained);
+        }
+        Ok(touched)
+    }
 }
 
 /// How often a row is there, for tables without a key.

@@ -38,6 +38,15 @@ pub enum Row {
         /// It is their last in the transaction.
         last: bool,
     },
+    /// A transaction touched these tables, whether or not that means anything to a shape.
+    Touch {
+        /// The tables.
+        relids: Vec<u32>,
+        /// Position of the transaction.
+        position: i64,
+        /// The transaction.
+        xid: u64,
+    },
     /// These shapes have ended.
     End {
         /// Which.
@@ -176,6 +185,11 @@ impl Pass<'_> {
         if touched.is_empty() {
             return Ok(());
         }
+        self.rows.push(Row::Touch {
+            relids: touched.clone(),
+            position: commit.position,
+            xid: commit.xid,
+        });
         let transaction = self.log.transaction(commit.member, commit.xid);
         let records = transaction.records()?;
         let chains = net::chains(&records);

@@ -163,6 +163,11 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
     let table = open_table(definition)?;
     let log = Log::lock();
     let _latest = Latest::take();
+    newest_end(&log, definition, &table)
+}
+
+/// The same, by a log that is locked, under the active snapshot.
+pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<Batch> {
     let again = |why: &str| Error::TryAgain(why.into());
     let newest = log
         .newest_batch()
@@ -241,7 +246,7 @@ fn place_of(
     })
 }
 
-fn as_int8(xids: impl IntoIterator<Item = u64>) -> Vec<i64> {
+pub(super) fn as_int8(xids: impl IntoIterator<Item = u64>) -> Vec<i64> {
     xids.into_iter().map(|xid| xid as i64).collect()
 }
 

@@ -36,15 +36,14 @@ impl Selection {
         Ok(Selection { selected, queried })
     }
 
+    /// Names of what a query has to return, for [`RowWriter::of_query`].
+    pub fn names(&self, table: &Table) -> String {
+        names(table, &self.queried)
+    }
+
     /// The query that reads a shape's rows now. Its where clause is text that Postgres deparsed.
     pub fn query(&self, definition: &Definition, table: &Table, order: Order<'_>) -> String {
-        let names = |places: &[usize]| {
-            let names: Vec<_> = places
-                .iter()
-                .map(|place| identifier(table.name_of(*place)))
-                .collect();
-            names.join(", ")
-        };
+        let names = |places: &[usize]| names(table, places);
         let only = if table.partitioned { "" } else { "only " };
         let from = query::qualified(&definition.schema, &definition.table);
         let mut sql = format!("select {} from {only}{from}", names(&self.queried));
@@ -78,6 +77,15 @@ impl Selection {
     }
 }
 
+/// Names of columns, as a list of identifiers.
+pub fn names(table: &Table, places: &[usize]) -> String {
+    let names: Vec<_> = places
+        .iter()
+        .map(|place| identifier(table.name_of(*place)))
+        .collect();
+    names.join(", ")
+}
+
 /// Writes rows as messages of a snapshot, or as plain objects.
 pub struct RowWriter {
     head: Vec<u8>,
@@ -97,6 +105,14 @@ impl RowWriter {
                 .expect("all are queried")
         };
         RowWriter::new(selection, table, at)
+    }
+
+    /// Marks each message as one of a snapshot that the client knows by this number.
+    pub fn marked(mut self, mark: i32) -> RowWriter {
+        self.tail.truncate(self.tail.len() - 2);
+        self.tail
+            .extend_from_slice(format!(",\"snapshot_mark\":{mark}}}}}").as_bytes());
+        self
     }
 
     /// A writer for rows of the table itself.

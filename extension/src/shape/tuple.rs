@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::pg::encode::Column;
 use crate::pg::image::{self, Kind, Leaf, Pointer, Row};
 use crate::pg::memory::Context;
+use crate::pg::query;
 use crate::pg::reading;
 use crate::pg::relation::{Lock, Relation};
 use crate::record::Record;
@@ -211,6 +212,17 @@ impl Table {
         }
         self.scratch.reset();
         Ok(all)
+    }
+
+    /// The texts of a row's key as an array literal.
+    pub fn key_literal(&mut self, row: &Row) -> Vec<u8> {
+        let columns = &mut self.key_columns;
+        self.scratch.run(|| {
+            let values = columns
+                .iter_mut()
+                .map(|column| row.get(column.index).map(|value| column.text(value)));
+            query::array_literal(values)
+        })
     }
 
     /// What a transaction did to the keys of this table, which has one.

@@ -187,6 +187,36 @@ impl Log {
         found
     }
 
+    /// The newest batch that ended so many microseconds before the one that ends exactly here.
+    pub fn batch_before(&self, position: i64, microseconds: i64) -> Option<i64> {
+        let keys = [Key::int8_up_to(1, position)];
+        let backward = |member: &Member, each: &mut dyn FnMut(i64, i64) -> bool| {
+            self.scan(member, member.key, &keys, Direction::Backward, |row| {
+                let ended_at = row.get(3).expect("ended_at is not null");
+                each(row.get(1).expect("position is not null"), ended_at)
+            });
+        };
+        let mut limit = None;
+        for member in &self.batches {
+            backward(member, &mut |at, ended_at| {
+                if at == position {
+                    limit = Some(ended_at - microseconds);
+                }
+                false
+            });
+        }
+        let (limit, mut found) = (limit?, None);
+        for member in &self.batches {
+            backward(member, &mut |at, ended_at| {
+                if ended_at <= limit {
+                    found = found.max(Some(at));
+                }
+                ended_at > limit
+            });
+        }
+        found
+    }
+
     /// The batch that ends exactly here.
     pub fn batch(&self, position: i64) -> Option<Batch> {
         self.newest_batch_up_to(position)

@@ -4,13 +4,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use serde_json::value::RawValue;
 use tokio_postgres::types::{Json as AsJson, ToSql};
-use tokio_postgres::{Client, CopyOutStream, Row};
+use tokio_postgres::{Client, CopyOutStream, Row, RowStream};
 
 use super::{Asking, Db, definition};
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::offset::Place;
-use crate::params::{FieldErrors, ShapeParams, field_error};
+use crate::params::{FieldErrors, ShapeParams, Subset, field_error};
 use crate::protocol::SEPARATOR;
 
 /// Where the log ends.
@@ -59,6 +59,8 @@ pub struct LogChunk {
     pub end: Option<Place>,
     /// Position up to which there is nothing more; `None` if the chunk was closed before that.
     pub upto: Option<i64>,
+    /// Transactions up to there that touched the table and are no operation of the shape.
+    pub silent: Vec<u32>,
     /// Newest resting position when it was read, if that is known.
     pub resting: Option<i64>,
 }
@@ -169,6 +171,37 @@ impl Db {
             .await
     }
 
+    /// Rows of a shape as of now, as `_subset` gives them. The connection must live as long as the stream.
+    pub async fn subset(
+        &self,
+        shape: &Definition,
+        subset: &Subset,
+        queryable: Option<&[String]>,
+        mark: i32,
+    ) -> Result<(Asking, RowStream), Error> {
+        let client = self.ask().await?;
+        let sql = "select shapefeed._subset($1, $2, $3, $4, $5, $6, $7, $8)";
+        let definition = definition(shape);
+        let arguments: [&(dyn ToSql + Sync); 8] = [
+            &definition,
+            &subset.condition,
+            &subset.params,
+            &subset.order_by,
+            &subset.limit,
+            &subset.offset,
+            &queryable,
+            &mark,
+        ];
+        let asked = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query_raw(&statement, arguments).await
+        };
+        match asked.await {
+            Ok(rows) => Ok((client, rows)),
+            Err(error) => Err(client.end(error.into())),
+        }
+    }
+
     /// Starts to copy a snapshot, or what of it comes after `cursor`. The connection must live as long as the stream.
     pub async fn snapshot(
         &self,
@@ -222,7 +255,8 @@ async fn read_log(
     client: &deadpool_postgres::Client,
     arguments: [&(dyn ToSql + Sync); 5],
 ) -> Result<LogChunk, Error> {
-    let sql = "select position, n, message, last, upto from shapefeed._log($1, $2, $3, $4, $5)";
+    let sql =
+        "select position, n, message, last, upto, silent from shapefeed._log($1, $2, $3, $4, $5)";
     let statement = client.prepare_cached(sql).await?;
     let rows = client.query_raw(&statement, arguments).await?;
     let mut rows = std::pin::pin!(rows);
@@ -231,11 +265,14 @@ async fn read_log(
         messages: Bytes::new(),
         end: None,
         upto: None,
+        silent: Vec::new(),
         resting: None,
     };
     while let Some(row) = rows.try_next().await? {
         let Some(message): Option<&str> = row.try_get(2)? else {
             chunk.upto = row.try_get(4)?;
+            let silent: Option<Vec<i64>> = row.try_get(5)?;
+            chunk.silent = silent.iter().flatten().map(|xid| *xid as u32).collect();
             continue;
         };
         if !messages.is_empty() {

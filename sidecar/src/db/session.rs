@@ -25,6 +25,15 @@ pub enum FeedRow<'a> {
         /// Whether it is the last one of these shapes in this position.
         last: bool,
     },
+    /// A transaction touched these tables; before its operations.
+    Touch {
+        /// Tables.
+        relids: Vec<i32>,
+        /// Position.
+        position: i64,
+        /// Low half of its id.
+        xid: u32,
+    },
     /// These shapes ended.
     End {
         /// Shapes.
@@ -142,6 +151,11 @@ pub async fn feed(
                 ids: ids()?,
                 position,
                 reason: message()?,
+            },
+            "touch" => FeedRow::Touch {
+                relids: ids()?,
+                position,
+                xid: row.try_get::<_, i64>(2)? as u32,
             },
             _ => FeedRow::Operation {
                 ids: ids()?,

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
 use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
+use crate::body;
 use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
@@ -24,24 +26,55 @@ pub async fn get(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
+    let accepted = Coding::accepted(&headers);
+    let (request, given) = read(&app, query, headers);
+    let holds = method != Method::HEAD;
+    answer(&app, request, holds, given, accepted).await
+}
+
+/// The same for a request with parameters in its body.
+pub async fn post(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let accepted = Coding::accepted(&headers);
+    drop(headers);
+    let mut query = Query::parse(query.as_deref().unwrap_or(""));
+    let request = match authorize(&app.config, &query) {
+        Ok(()) => read_body(&mut query, body).await,
+        Err(error) => Err(error),
+    };
+    let mut response = answer(&app, request, true, None, accepted).await;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+async fn read_body(query: &mut Query, body: Body) -> Result<ShapeRequest, Error> {
+    body::read_into(query, body).await?;
+    params::shape_request(query).map_err(Error::Invalid)
+}
+
+// Only what is needed later is kept: a held request must not keep the buffer that it was read into.
+async fn answer(
+    app: &Arc<App>,
+    request: Result<ShapeRequest, Error>,
+    holds: bool,
+    given: Option<String>,
+    accepted: Option<Coding>,
+) -> Response {
     let began = Instant::now();
     let packing = Packing {
         compression: &app.compression,
-        accepted: Coding::accepted(&headers),
+        accepted,
     };
-    // Only what is needed later is kept: a held request must not keep the buffer that it was read into.
-    let (request, given) = read(&app, query, headers);
     let (class, result) = match request {
         Ok(request) => (
             class(&request),
-            serve(
-                &app,
-                &request,
-                method != Method::HEAD,
-                given.as_deref(),
-                packing,
-            )
-            .await,
+            serve(app, &request, holds, given.as_deref(), packing).await,
         ),
         Err(error) => ("refused", Err(error)),
     };
@@ -71,9 +104,11 @@ fn read(
 
 fn class(request: &ShapeRequest) -> &'static str {
     match request.offset {
+        _ if request.subset.is_some() => "subset",
         Offset::Start => "initial",
         Offset::Now => "now",
         Offset::Snapshot(_) => "snapshot",
+        _ if request.events => "events",
         _ if request.live => "live",
         _ => "catch_up",
     }
@@ -94,20 +129,21 @@ async fn serve(
         at: Instant::now(),
     };
     let definition = asked.definition().await?;
-    match asked.answer(&definition).await {
-        Ok(answer) => Ok(response::respond(
-            request,
-            &definition,
-            answer,
-            given,
-            packing,
-            &app.config,
-        )),
+    let result = if let Some(subset) = &request.subset {
+        asked.subset(&definition, subset, packing).await
+    } else if request.events {
+        asked.stream(&definition).await
+    } else {
+        let respond =
+            |answer| response::respond(request, &definition, answer, given, packing, &app.config);
+        asked.answer(&definition).await.map(respond)
+    };
+    match result {
         Err(Error::MustRefetch { reason, .. }) => {
             let (refused, expired) = (request.handle, request.expired);
             let handle = Box::pin(app.replacement(&definition, refused, expired)).await;
             Err(Error::MustRefetch { handle, reason })
         }
-        Err(error) => Err(error),
+        result => result,
     }
 }

@@ -2,12 +2,14 @@
 //! errors reports all of its own.
 
 mod casts;
+mod subset;
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
 use self::casts::{Casts, casts};
+pub use self::subset::{MEMBERS as SUBSET_MEMBERS, Subset, nested};
 use crate::handle::Handle;
 use crate::identifier::{self, Relation};
 use crate::offset::Offset;
@@ -15,7 +17,6 @@ use crate::query::{NotText, Query, Value};
 
 const INVALID: &str = "is invalid";
 const BLANK: &str = "can't be blank";
-const LATER: &str = "is not supported yet";
 
 /// Errors by field, as they stand in the body of a 400.
 pub type FieldErrors = Map<String, Json>;
@@ -36,6 +37,8 @@ pub struct ShapeParams {
     pub params: Vec<String>,
     /// Columns; all of them if none were named.
     pub columns: Option<Vec<String>>,
+    /// Columns that may be named, if that is bounded.
+    pub queryable: Option<Vec<String>>,
     /// What updates and deletes carry.
     pub replica: Replica,
     /// With or without the rows that are there.
@@ -118,10 +121,16 @@ pub struct ShapeRequest {
     pub expired: Option<Handle>,
     /// Hold the request until something happens.
     pub live: bool,
+    /// Go on with it, as a stream of events.
+    pub events: bool,
+    /// Answer also when the table is touched.
+    pub wakes: bool,
     /// Cursor of the previous live answer; also sent by a refresh, which is not live.
     pub cursor: Option<String>,
     /// The shape.
     pub shape: ShapeParams,
+    /// The part of it that is asked for instead of its log.
+    pub subset: Option<Subset>,
 }
 
 /// A valid request to delete one.
@@ -162,23 +171,18 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
             "can't be true unless live is also true",
         ));
     }
-    if live_sse {
-        return Err(field_error("live_sse", LATER));
-    }
     let shape = shape_params(query, casts)?;
-    if query
-        .names()
-        .any(|name| name.starts_with("subset__") || name.starts_with("subset["))
-    {
-        return Err(field_error("subset", LATER));
-    }
+    let subset = subset::subset(query)?;
     Ok(ShapeRequest {
         offset,
         handle: query.text("handle").and_then(Handle::parse),
         expired: query.text("expired_handle").and_then(Handle::parse),
         live,
+        events: live_sse,
+        wakes: live && matches!(query.text("wake"), Some("1" | "true")),
         cursor: query.get("cursor").and_then(|value| value.clone().ok()),
         shape,
+        subset,
     })
 }
 
@@ -208,21 +212,26 @@ fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors>
     };
     let relation = identifier::relation(table).map_err(|text| field_error("table", text))?;
     let params = numbered(casts.params).map_err(|text| field_error("params", text))?;
+    let (columns, queryable) = columns(query)?;
     Ok(ShapeParams {
         relation,
         condition: query.text("where").map(str::to_owned),
         params,
-        columns: columns(query)?,
+        columns,
+        queryable,
         replica: casts.replica,
         log: casts.log,
     })
 }
 
-/// The columns, which `queryable_columns` bounds.
-fn columns(query: &Query) -> Result<Option<Vec<String>>, FieldErrors> {
+/// Names of columns; `None` for all.
+type Columns = Option<Vec<String>>;
+
+/// The columns, and `queryable_columns`, which bounds them.
+fn columns(query: &Query) -> Result<(Columns, Columns), FieldErrors> {
     let columns = column_list(query, "columns")?;
     let Some(allowed) = column_list(query, "queryable_columns")? else {
-        return Ok(columns);
+        return Ok((columns, None));
     };
     let unknown: Vec<&str> = columns
         .iter()
@@ -237,7 +246,10 @@ fn columns(query: &Query) -> Result<Option<Vec<String>>, FieldErrors> {
         );
         return Err(field_error("columns", text));
     }
-    Ok(Some(columns.unwrap_or(allowed)))
+    Ok((
+        Some(columns.unwrap_or_else(|| allowed.clone())),
+        Some(allowed),
+    ))
 }
 
 fn column_list(query: &Query, name: &str) -> Result<Option<Vec<String>>, FieldErrors> {
@@ -365,20 +377,27 @@ mod tests {
             errors("offset=0_0&handle=a&live_sse=true"),
             at("live_sse", "can't be true unless live is also true")
         );
-        assert_eq!(
-            errors("offset=0_0&handle=a&live&live_sse"),
-            at("live_sse", LATER)
-        );
-        assert_eq!(
-            errors("offset=0_0&handle=a&live&experimental_live_sse=true"),
-            at("live_sse", LATER)
-        );
+        let events = |text: &str| {
+            let query = format!("table=a&offset=0_0&handle=a&live&{text}");
+            request(&query).unwrap().events
+        };
+        assert!(events("live_sse") && events("experimental_live_sse=true"));
+        assert!(!events("live_sse=false&experimental_live_sse=true"));
         assert_eq!(
             errors("offset=-1&experimental_live_sse=maybe"),
             at("live_sse", INVALID)
         );
         assert_eq!(errors("offset=-1&subset__limit=1"), at("table", BLANK));
-        assert_eq!(errors("offset=-1&table=a&subset__x=1"), at("subset", LATER));
+        assert_eq!(
+            errors("offset=-1&table=a&where=b&subset__limit=1&subset__order_by="),
+            json!({"subset": {"order_by": ["order_by is required when limit or offset is present"]}})
+        );
+        assert!(
+            request("offset=-1&table=a&subset__x=1")
+                .unwrap()
+                .subset
+                .is_some()
+        );
     }
 
     #[test]

@@ -276,3 +276,34 @@ pub unsafe fn columns_are_stored(
         )))
     })
 }
+
+/// Refuses columns that are not among these attribute numbers, if they are given, as if they were not there.
+///
+/// # Safety
+/// `expression` is an analyzed expression on this relation, made from the source's text.
+pub unsafe fn columns_are_known(
+    expression: *mut Node,
+    known: Option<&[i16]>,
+    relation: &PgRelation,
+    source: &Source,
+) -> Result<(), Refused> {
+    let Some(known) = known else { return Ok(()) };
+    let attributes = relation.tuple_desc();
+    // SAFETY: T_Var nodes are Vars.
+    let unknown = unsafe {
+        tree::search(expression, &mut |node| {
+            if (*node).type_ != NodeTag::T_Var {
+                return None;
+            }
+            let var = node.cast::<pg_sys::Var>();
+            let (number, location) = ((*var).varattno, (*var).location);
+            if known.contains(&number) {
+                return None;
+            }
+            let attribute = attributes.get(usize::try_from(number - 1).ok()?)?;
+            let message = format!("unknown reference {}", attribute.name());
+            Some(source.locate(location, &message))
+        })
+    };
+    unknown.map_or(Ok(()), Err)
+}

@@ -49,37 +49,57 @@ impl Where {
 /// Parses, checks and folds a where clause on a table that the caller has locked. `params` are the values of `$1`,
 /// `$2` and so on. Whatever is wrong with the text or the values comes back as a refusal, not as an error.
 pub fn analyze(relid: Oid, clause: &str, params: &[Option<String>]) -> Result<Where, Refused> {
-    read(relid, clause, params, true)
+    read(relid, clause, params, None, true)
+}
+
+/// The same, where the clause may name only columns with these attribute numbers, if they are given: any other is
+/// unknown to it.
+pub fn analyze_among(
+    relid: Oid,
+    clause: &str,
+    params: &[Option<String>],
+    known: Option<&[i16]>,
+) -> Result<Where, Refused> {
+    read(relid, clause, params, known, true)
 }
 
 /// The same for a text that is canonical: without making one of it again.
 pub fn reanalyze(relid: Oid, text: &str) -> Result<Where, Refused> {
-    read(relid, text, &[], false)
+    read(relid, text, &[], None, false)
 }
 
 fn read(
     relid: Oid,
     clause: &str,
     params: &[Option<String>],
+    known: Option<&[i16]>,
     with_text: bool,
 ) -> Result<Where, Refused> {
-    let source = Source::new(clause);
+    let source = Source::of_where(clause);
+    attempt_in_steps(&source, |step| {
+        // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
+        unsafe { analyze_or_raise(relid, &source, params, known, with_text, step) }
+    })
+}
+
+/// Runs an analysis of a text that is not too long, and puts the error that it raises into the protocol's words.
+pub(super) fn attempt_in_steps<T>(
+    source: &Source,
+    analyze: impl FnOnce(&Cell<Step>) -> Result<T, Refused>,
+) -> Result<T, Refused> {
     if source.text.len() > MAX_BYTES {
         return Err(Refused(format!(
             "the query is bigger than maximum size of {MAX_BYTES} bytes"
         )));
     }
     let step = Cell::new(Step::Parse);
-    let outcome = attempt(|| {
-        // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
-        unsafe { analyze_or_raise(relid, &source, params, with_text, &step) }
-    });
-    outcome.unwrap_or_else(|error| Err(in_words_of_protocol(step.get(), error)))
+    let outcome = attempt(|| analyze(&step));
+    outcome.unwrap_or_else(|error| Err(in_words_of_protocol(source, step.get(), error)))
 }
 
 /// What was being done when Postgres raised an error.
 #[derive(Clone, Copy)]
-enum Step {
+pub(super) enum Step {
     Parse,
     Analyze,
     ReadParameter(usize),
@@ -92,6 +112,7 @@ unsafe fn analyze_or_raise(
     relid: Oid,
     source: &Source,
     params: &[Option<String>],
+    known: Option<&[i16]>,
     with_text: bool,
     step: &Cell<Step>,
 ) -> Result<Where, Refused> {
@@ -103,6 +124,7 @@ unsafe fn analyze_or_raise(
         step.set(Step::Analyze);
         let typed = transform(&relation, raw, &text, params, step)?;
         check::check(typed, check::Origin::Text(source))?;
+        check::columns_are_known(typed, known, &relation, source)?;
         step.set(Step::Fold);
         let tree = fold(fold(typed));
         check::check(tree, check::Origin::Folded)?;
@@ -119,20 +141,11 @@ unsafe fn analyze_or_raise(
 
 /// The expression after WHERE, if the text is that one statement and the clause its only one.
 unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
-    // SAFETY: raw_parser() returns a List of RawStmt, which point to their statements.
+    // SAFETY: the node that select() gives is a SelectStmt.
     unsafe {
-        let statements = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
-        let [only] = cells(statements) else {
-            return Err(split());
-        };
-        let statement = only.ptr_value.cast::<pg_sys::RawStmt>();
-        if (*statement).stmt_len != 0 {
-            return Err(split());
-        }
-        let select = (*statement).stmt.cast::<pg_sys::SelectStmt>();
+        let select = select(text)?;
         let clause = (*select).whereClause;
-        let only_where = (*select).type_ == NodeTag::T_SelectStmt
-            && (*select).op == pg_sys::SetOperation::SETOP_NONE
+        let only_where = (*select).op == pg_sys::SetOperation::SETOP_NONE
             && !clause.is_null()
             && [
                 (*select).groupClause,
@@ -152,9 +165,39 @@ unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
         if only_where {
             Ok(clause)
         } else {
-            Err(Refused("malformed query ending with SQL clauses".into()))
+            Err(malformed())
         }
     }
+}
+
+/// The text's one statement, which is a SELECT.
+///
+/// # Safety
+/// To be called inside [`attempt_in_steps`], whose memory context the tree belongs to.
+pub(super) unsafe fn select(text: &CStr) -> Result<*mut pg_sys::SelectStmt, Refused> {
+    // SAFETY: raw_parser() returns a List of RawStmt, which point to their statements.
+    unsafe {
+        let statements = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+        let [only] = cells(statements) else {
+            return Err(split());
+        };
+        let statement = only.ptr_value.cast::<pg_sys::RawStmt>();
+        if (*statement).stmt_len != 0 {
+            return Err(split());
+        }
+        let select = (*statement).stmt.cast::<pg_sys::SelectStmt>();
+        let is_select = (*select).type_ == NodeTag::T_SelectStmt;
+        if is_select {
+            Ok(select)
+        } else {
+            Err(malformed())
+        }
+    }
+}
+
+/// The refusal of clauses behind the one that is asked for.
+pub(super) fn malformed() -> Refused {
+    Refused("malformed query ending with SQL clauses".into())
 }
 
 fn split() -> Refused {
@@ -171,8 +214,27 @@ unsafe fn transform(
 ) -> Result<*mut Node, Refused> {
     let mut types = std::ptr::null_mut();
     let mut count = 0;
-    // SAFETY: the sequence of cookConstraint(); the kind CHECK CONSTRAINT refuses subqueries, aggregates, window and
+    // SAFETY: the kind CHECK CONSTRAINT refuses subqueries, aggregates, window and
     // set-returning functions. The types' array is written by the parser's parameter hooks only.
+    unsafe {
+        let pstate = parse_state(relation, text);
+        setup_parse_variable_parameters(pstate, &mut types, &mut count);
+        let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
+        let typed = pg_sys::transformExpr(pstate, raw, kind);
+        let typed = pg_sys::coerce_to_boolean(pstate, typed, c"WHERE".as_ptr());
+        let typed = put_parameters_in(typed, params, step)?;
+        pg_sys::assign_expr_collations(pstate, typed);
+        pg_sys::free_parsestate(pstate);
+        Ok(typed)
+    }
+}
+
+/// A parser that knows the columns of a relation.
+///
+/// # Safety
+/// The relation stays open and the text where it is while the state is in use.
+pub(super) unsafe fn parse_state(relation: &PgRelation, text: &CStr) -> *mut pg_sys::ParseState {
+    // SAFETY: the sequence of cookConstraint().
     unsafe {
         let pstate = pg_sys::make_parsestate(std::ptr::null_mut());
         (*pstate).p_sourcetext = text.as_ptr();
@@ -187,14 +249,7 @@ unsafe fn transform(
             true,
         );
         pg_sys::addNSItemToQuery(pstate, item, false, true, true);
-        setup_parse_variable_parameters(pstate, &mut types, &mut count);
-        let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
-        let typed = pg_sys::transformExpr(pstate, raw, kind);
-        let typed = pg_sys::coerce_to_boolean(pstate, typed, c"WHERE".as_ptr());
-        let typed = put_parameters_in(typed, params, step)?;
-        pg_sys::assign_expr_collations(pstate, typed);
-        pg_sys::free_parsestate(pstate);
-        Ok(typed)
+        pstate
     }
 }
 
@@ -261,7 +316,10 @@ unsafe fn constant(type_oid: Oid, value: &str) -> *mut Node {
 
 /// Inlines SQL functions and evaluates what is constant: by Postgres' rules, and what the session says about its user
 /// and settings besides.
-unsafe fn fold(typed: *mut Node) -> *mut Node {
+///
+/// # Safety
+/// `typed` is an analyzed expression.
+pub(super) unsafe fn fold(typed: *mut Node) -> *mut Node {
     // SAFETY: eval_const_expressions() takes an analyzed expression and needs no planner state; evaluate_expr() needs
     // one whose arguments are constants, which is_session_value() makes sure of.
     unsafe {
@@ -313,6 +371,10 @@ unsafe fn is_true(tree: *mut Node) -> bool {
     }
 }
 
+/// The canonical text of an expression on a relation.
+///
+/// # Safety
+/// `tree` is an analyzed expression on it.
 pub(super) unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
     let name = CString::new(relation.name()).unwrap_or_default();
     // SAFETY: the expression's Vars have varno 1, which is what deparse_context_for() names.
@@ -323,6 +385,10 @@ pub(super) unsafe fn deparse(tree: *mut Node, relation: &PgRelation) -> String {
     }
 }
 
+/// The attribute numbers that an expression reads, ascending.
+///
+/// # Safety
+/// `tree` is an analyzed expression.
 pub(super) unsafe fn columns(tree: *mut Node) -> Vec<i16> {
     let mut columns = Vec::new();
     // SAFETY: T_Var nodes are Vars.
@@ -340,7 +406,7 @@ pub(super) unsafe fn columns(tree: *mut Node) -> Vec<i16> {
 }
 
 /// The protocol's text for an error of Postgres' parser, of a value's input function or of folding.
-fn in_words_of_protocol(step: Step, error: Caught) -> Refused {
+fn in_words_of_protocol(source: &Source, step: Step, error: Caught) -> Refused {
     let message = match error.sqlstate {
         ERRCODE_UNDEFINED_COLUMN => unknown_reference(&error.message),
         ERRCODE_GROUPING_ERROR => "aggregation is not supported in this context".into(),
@@ -350,11 +416,19 @@ fn in_words_of_protocol(step: Step, error: Caught) -> Refused {
         ERRCODE_SYNTAX_ERROR if error.message.ends_with("\";\"") => {
             return split();
         }
-        _ => error.message.replace("check constraint", "where clause"),
+        ERRCODE_UNDEFINED_PARAMETER if source.is_order_by() => {
+            error.message.replace("there is no parameter", "parameter")
+                + " is not supported in ORDER BY clauses"
+        }
+        _ => error
+            .message
+            .replace("check constraint", "where clause")
+            .replace("index expressions", "ORDER BY clauses")
+            .replace("index expression", "ORDER BY clauses"),
     };
     let shift = match step {
         Step::Parse => 1,
-        Step::Analyze => 1 + Source::PREFIX.len() as i32,
+        Step::Analyze => 1 + source.before as i32,
         Step::ReadParameter(number) => return Refused(format!("parameter ${number}: {message}")),
         Step::Fold => return Refused(message),
     };

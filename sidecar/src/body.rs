@@ -1,0 +1,154 @@
+//! The body of a POST: parameters that stand over those of the URL, and those of a subset by their short names.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use serde_json::{Map, Value as Json};
+
+use crate::error::Error;
+use crate::params::SUBSET_MEMBERS;
+use crate::query::Query;
+
+/// Longest body.
+const MAX_BYTES: usize = 8_000_000;
+/// How long a client may take to send it.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// Puts the parameters of a body into a query.
+pub async fn read_into(query: &mut Query, body: Body) -> Result<(), Error> {
+    let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, MAX_BYTES)).await;
+    let bytes = match read {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) if is_too_long(&error) => return Err(Error::BodyTooLarge),
+        _ => return Err(Error::bad_body("Failed to read request body")),
+    };
+    put_into(query, &bytes)
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn put_into(query: &mut Query, bytes: &[u8]) -> Result<(), Error> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let json = serde_json::from_slice(bytes).map_err(|error| Error::BadBody {
+        text: "Invalid JSON in request body",
+        details: Some(error.to_string()),
+    })?;
+    let Json::Object(members) = json else {
+        return Err(Error::bad_body("Request body must be a JSON object"));
+    };
+    for (name, value) in members {
+        match value {
+            Json::Object(subset) if name == "subset" => put_subset(query, subset),
+            value if SUBSET_MEMBERS.contains(&name.as_str()) => {
+                put_subset(query, Map::from_iter([(name, value)]));
+            }
+            value => put(query, &name, value),
+        }
+    }
+    Ok(())
+}
+
+fn put_subset(query: &mut Query, members: Map<String, Json>) {
+    for (name, value) in members {
+        let value = match value {
+            Json::Object(_) | Json::Array(_) => Json::String(value.to_string()),
+            value => value,
+        };
+        put(query, &format!("subset__{name}"), value);
+    }
+}
+
+/// Null counts as not given.
+fn put(query: &mut Query, name: &str, value: Json) {
+    match value {
+        Json::Null => {}
+        Json::Array(values) => {
+            query.remove(name);
+            values
+                .into_iter()
+                .for_each(|value| query.add(format!("{name}[]"), text(value)));
+        }
+        Json::Object(members) => {
+            query.remove(name);
+            for (key, value) in members {
+                query.add(format!("{name}[{key}]"), text(value));
+            }
+        }
+        value => {
+            query.remove(name);
+            query.add(name.to_owned(), text(value));
+        }
+    }
+}
+
+fn text(value: Json) -> String {
+    match value {
+        Json::String(text) => text,
+        value => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put_json(url: &str, body: &str) -> Query {
+        let mut query = Query::parse(url);
+        put_into(&mut query, body.as_bytes()).unwrap();
+        query
+    }
+
+    #[test]
+    fn members_become_parameters() {
+        let flat = r#"{"where":"a = $1","params":{"1":5},"limit":2,"offset":0,"order_by":"a","where_expr":{}}"#;
+        for body in [flat.to_owned(), format!("{{\"subset\":{flat}}}")] {
+            let query = put_json("where=b&limit=9", &body);
+            assert_eq!(query.text("where"), Some("b"));
+            assert_eq!(query.text("subset__where"), Some("a = $1"));
+            assert_eq!(query.text("subset__params"), Some("{\"1\":5}"));
+            assert_eq!(query.text("subset__limit"), Some("2"));
+        }
+        let query = put_json(
+            "table=a&columns=x",
+            r#"{"table":"b","columns":["id","c"],"live":true,"offset":null}"#,
+        );
+        assert_eq!(
+            (query.text("table"), query.text("live")),
+            (Some("b"), Some("true"))
+        );
+        let columns: Vec<_> = query
+            .entries("columns")
+            .map(|(_, value)| value.clone().unwrap())
+            .collect();
+        assert_eq!(columns, ["id", "c"]);
+        assert!(query.get("columns").is_none() && query.get("subset__offset").is_none());
+        assert_eq!(put_json("table=a", " ").text("table"), Some("a"));
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        let refused = |body: &str| put_into(&mut Query::default(), body.as_bytes()).unwrap_err();
+        assert!(matches!(
+            refused("{"),
+            Error::BadBody {
+                details: Some(_),
+                ..
+            }
+        ));
+        assert!(matches!(
+            refused("[]"),
+            Error::BadBody { details: None, .. }
+        ));
+    }
+}
