@@ -72,11 +72,11 @@ impl Batch<'_> {
         self.position - (self.transactions.len() - 1 - n) as i64
     }
 
-    /// Writes it to the ring member of its newest transaction: where that is, the log has got to. Without any, to that
-    /// of the moment.
+    /// Writes it to the ring member of the moment. By the sizes as they are now: a burst, or one large transaction, would
+    /// else keep the newest batch, and so itself, in the member that it has filled.
     pub fn write(&self) {
-        let newest = self.transactions.last();
-        let member = newest.map_or_else(room::member, |transaction| transaction.member);
+        room::sizes_now();
+        let member = room::member();
         let ended_at = Datum::from(self.ended_at_us - POSTGRES_EPOCH_US);
         if !self.transactions.is_empty() {
             let mut writer = writer(Ring::Commit, member);
