@@ -96,18 +96,22 @@ fn new_transactions(before: &Snapshot, now: &Snapshot) -> Vec<Transaction> {
     let mut found = Transactions::default();
     if !keys.is_empty() {
         for member in 0..RING_MEMBERS {
-            collect(member, &keys, &mut found);
+            collect(member, &keys, before, &mut found);
         }
     }
     found.in_order()
 }
 
-fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
+fn collect(member: usize, keys: &[Key], before: &Snapshot, found: &mut Transactions) {
     let Some((table, index)) = open_member(Ring::Change, member, Lock::AccessShare) else {
         return;
     };
     for key in keys {
         scan::scan(&table, index, &[*key], Direction::Forward, |row| {
+            let xid = row.xid(1);
+            if before.sees(xid) {
+                return true;
+            }
             let seq = row.get(3).expect("seq is not null");
             let relids = row
                 .get::<Vec<Option<pgrx::pg_sys::Oid>>>(4)
@@ -118,7 +122,7 @@ fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
                 .map(|relid| relid.to_u32())
                 .collect();
             let notes = row.get::<pgrx::JsonB>(5).map(|notes| notes.0);
-            found.add(row.xid(1), seq, member, &relids, notes);
+            found.add(xid, seq, member, &relids, notes);
             true
         });
     }

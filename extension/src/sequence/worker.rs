@@ -7,6 +7,8 @@ use crate::guc::RING_MEMBERS;
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
+use pgrx::pg_sys::Oid;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 /// How long it sleeps when nobody wakes it, in milliseconds.
@@ -169,12 +171,23 @@ impl Retention {
     }
 }
 
+thread_local! {
+    static EXTENSION: Cell<Option<Oid>> = const { Cell::new(None) };
+}
+
 /// Locks the extension for sequencing; None when it is gone.
-fn lock_extension() -> Option<pgrx::pg_sys::Oid> {
-    let extension = relation::our_extension()?;
-    database::lock_sequencing(extension);
-    // Dropped while we waited for the lock?
-    relation::our_extension()
+fn lock_extension() -> Option<Oid> {
+    let mut guess = EXTENSION.get().or_else(relation::our_extension)?;
+    loop {
+        database::lock_sequencing(guess);
+        // Dropped while we waited for the lock, or before?
+        let found = relation::our_extension();
+        EXTENSION.set(found);
+        if found? == guess {
+            return found;
+        }
+        guess = found?;
+    }
 }
 
 /// One step in the current transaction; None when the extension is gone.
@@ -199,7 +212,7 @@ fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
 }
 
 /// One step in a session's own transaction, on a server where no worker takes it.
-pub fn step_in_session(extension: pgrx::pg_sys::Oid) -> Result<()> {
+pub fn step_in_session(extension: Oid) -> Result<()> {
     background::use_sequencer_settings_in_transaction();
     database::lock_sequencing(extension);
     // A worker registers before it takes the lock: so if none is there now, a later one reads what we write.
