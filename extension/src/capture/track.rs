@@ -240,7 +240,7 @@ fn run_on(relid: u32, command: &str) {
 
 fn as_owner<T>(f: impl FnOnce() -> T) -> T {
     let owner = Spi::get_one::<Oid>(
-        "select extowner from pg_catalog.pg_extension where extname = 'shapefeed'",
+        "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'shapefeed'",
     );
     let owner = owner
         .ok()

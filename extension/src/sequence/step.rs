@@ -1,5 +1,7 @@
 //! One step of the sequencer: the transactions that became visible since the last one get their positions.
 
+use std::sync::atomic::Ordering;
+
 use pgrx::Spi;
 
 use super::batch::{self, Batch, Newest, noted};
@@ -11,7 +13,7 @@ use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{Ring, open_member};
 use crate::pg::relation::Lock;
 use crate::pg::scan::{self, Direction, Key};
-use crate::pg::{snapshot, xact};
+use crate::pg::{database, shmem, snapshot, xact};
 
 /// What the next step goes on from.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +59,7 @@ pub fn step(state: &State, era: Era) -> State {
     let transactions = new_transactions(&state.snapshot, &now);
     let first = match era {
         Era::Same => None,
-        Era::Begin | Era::IfNew => era::begin_if_new(state.position, era == Era::Begin),
+        Era::Begin | Era::IfNew => era::begin_if_new(highest_seen(state), era == Era::Begin),
     };
     if transactions.is_empty() && first.is_none() {
         // What `now` sees more than the last batch is not ours: nothing to write.
@@ -85,6 +87,13 @@ pub fn step(state: &State, era: Era) -> State {
         snapshot: now,
         rest,
     }
+}
+
+/// The highest position that somebody may have seen here: the head, or that of an extension that was dropped since the start.
+fn highest_seen(state: &State) -> i64 {
+    let published = shmem::existing_slot(database::current())
+        .map_or(0, |slot| slot.head.load(Ordering::Acquire));
+    state.position.max(published)
 }
 
 /// The transactions in the log that `now` sees and `before` does not, in order.
