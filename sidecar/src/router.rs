@@ -87,6 +87,9 @@ fn routes(app: Arc<App>) -> Router {
 /// Makes `/v1//shape/` and `/v1/%73hape` what they mean, before they are routed.
 fn normalize<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path();
+    if path == SHAPE {
+        return request;
+    }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
     let segments: Vec<&str> = decoded
         .split('/')

@@ -35,7 +35,8 @@ pub async fn get(State(app): State<Arc<App>>, head: Parts) -> Response {
     let request = authorize(&app.config, &query)
         .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
     // A held request must not keep the buffer that it was read into.
-    drop((query, head));
+    drop(query);
+    drop(head);
     let response = answer(&app, request, holds, given, accepted).await;
     keep(response, permit)
 }
@@ -80,7 +81,7 @@ fn keep(response: Response, permit: OwnedSemaphorePermit) -> Response {
     response.map(|body| Body::new(Keeping::new(body, permit)))
 }
 
-async fn read_body(query: &mut Query, body: Body) -> Result<ShapeRequest, Error> {
+async fn read_body(query: &mut Query<'_>, body: Body) -> Result<ShapeRequest, Error> {
     body::read_into(query, body).await?;
     params::shape_request(query).map_err(Error::Invalid)
 }
