@@ -17,7 +17,7 @@ const MOST_MEMBERS: usize = 1000;
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Puts the parameters of a body into a query.
-pub async fn read_into(query: &mut Query, body: Body) -> Result<(), Error> {
+pub async fn read_into(query: &mut Query<'_>, body: Body) -> Result<(), Error> {
     let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, MAX_BYTES)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
