@@ -80,6 +80,10 @@ fn routes(app: Arc<App>) -> Router {
         .route(SHAPE, shape)
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
+        .route(
+            "/openapi.json",
+            get(handlers::openapi::get).fallback(not_found),
+        )
         .fallback(not_found);
     routes.with_state(app)
 }
