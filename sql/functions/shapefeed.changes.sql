@@ -5,18 +5,20 @@
 --   columns        names of columns; null for all
 --   from_position  after this one; null: from where the log of the table begins
 --   to_position    up to this one; null: to the newest
---   replica        'default': an update has the key and the columns that changed; 'full': all columns, and what changed
+--   replica        'default', also if null: an update has the key and the columns that changed; 'full': all columns, and what changed
 --                  as it was
+--   shape          name of a shape that create_shape keeps, instead of the table and what is said of it
 -- Returns values as text; `txid`: the transaction.
 --   select * from shapefeed.changes('projects', 'company = $1', '{7}');
 create function shapefeed.changes(
-  relation      regclass,
+  relation      regclass default null,
   "where"       text   default null,
   params        text[] default null,
   columns       text[] default null,
   from_position int8   default null,
   to_position   int8   default null,
-  replica       text   default 'default',
+  replica       text   default null,
+  shape         text   default null,
   out "position" int8,
   out operation text,
   out key       text,

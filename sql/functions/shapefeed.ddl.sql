@@ -9,12 +9,12 @@ create function shapefeed._dropped("table" oid) returns void
 create function shapefeed._ddl_command_end() returns event_trigger
   language plpgsql security definer set search_path = '' as $$
 begin
-  if exists (select from shapefeed.tracked) then
-    perform shapefeed._recheck(c.objid, pg_catalog.bool_and(c.command_tag = 'CREATE TABLE'))
-    from pg_catalog.pg_event_trigger_ddl_commands() c
-    where c.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.schema_name <> 'pg_temp'
-    group by c.objid;
-  end if;
+  perform shapefeed._recheck(c.objid, pg_catalog.bool_and(c.command_tag = 'CREATE TABLE'))
+  from pg_catalog.pg_event_trigger_ddl_commands() c
+  where c.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.schema_name <> 'pg_temp'
+    and (exists (select from shapefeed.tracked)
+         or exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.objid and t.tgname = 'shapefeed_capture'))
+  group by c.objid;
 end $$;
 
 create function shapefeed._sql_drop() returns event_trigger

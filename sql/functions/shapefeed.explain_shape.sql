@@ -3,6 +3,7 @@
 --   where        a condition on its rows; params: the values of $1, $2 ... in it
 --   columns      names of columns; null for all
 --   key          the values of a row's primary key, in its order; null for no row
+--   shape        name of a shape that create_shape keeps, instead of the table and what is said of it
 -- Returns rows of a step:
 --   'index'      an entry of the routing index by which rows are found; looking up costs cost_ns in all
 --   'every row'  there is no condition; 'no index': the conditions are evaluated for each row
@@ -10,11 +11,12 @@
 --   'row'        the row is 'in' or 'not in', or there is 'no such row'
 -- select * from shapefeed.explain_shape('projects', 'company = $1 and name ilike ''a%''', '{7}', key => '{42}');
 create function shapefeed.explain_shape(
-  relation regclass,
+  relation regclass default null,
   "where"  text   default null,
   params   text[] default null,
   columns  text[] default null,
   key      text[] default null,
+  shape    text   default null,
   out step      text,
   out condition text,
   out result    text,

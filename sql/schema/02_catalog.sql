@@ -17,7 +17,8 @@ insert into shapefeed.feed (id, database)
   select ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(60)::int8, d.oid
   from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
 
--- Tables that are captured. `since` is filled in by the sequencer.
+-- Tables that are captured. `since` is filled in by the sequencer. pg_dump does not take them along, but their triggers: a
+-- table that has all of them is tracked (extension/src/capture/adopt.rs).
 create table shapefeed.tracked (
   relid      oid         not null primary key,
   since      int8,                 -- position from which the log is whole; null until the track is sequenced
@@ -25,6 +26,19 @@ create table shapefeed.tracked (
   partitions oid[]       not null, -- itself and all below it, as of the last look
   tracked_at timestamptz not null default clock_timestamp()
 );
+
+-- Shapes that have a name: requests that are kept. What they name is looked up when they are used, with the rights of who
+-- uses them: so they outlive that a table is made anew. pg_dump takes them along.
+create table shapefeed.shape (
+  name       text        not null primary key check (name <> ''),
+  "schema"   text        not null,
+  "table"    text        not null,
+  "where"    text,
+  columns    text[],
+  replica    text        not null check (replica in ('default', 'full')),
+  created_at timestamptz not null default clock_timestamp()
+);
+select pg_catalog.pg_extension_config_dump('shapefeed.shape', '');
 
 -- Tuple layouts that images in the log have, by the hash that their records carry.
 create table shapefeed.layout (

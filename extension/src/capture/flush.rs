@@ -209,7 +209,11 @@ impl Packer {
                 .entry(key)
                 .or_insert_with(|| Value::Array(Vec::new()))
             {
-                Value::Array(all) => all.extend(values),
+                Value::Array(all) => {
+                    let is_new = |value: &Value| !all.contains(value);
+                    let new: Vec<Value> = values.into_iter().filter(is_new).collect();
+                    all.extend(new);
+                }
                 _ => unreachable!("notes hold arrays only"),
             }
         }

@@ -1,6 +1,7 @@
 //! Stage 1. A row trigger appends each change to a buffer of its backend; at pre-commit the buffer is written to the
 //! log as packed chunks. Until then nothing of an open transaction is anywhere but here.
 
+pub mod adopt;
 pub mod buffer;
 pub mod flush;
 pub mod gap;
@@ -12,6 +13,7 @@ pub mod track;
 use std::cell::{Cell, RefCell};
 
 use crate::guc;
+use crate::pg::relation;
 use crate::pg::spill::SpillFile;
 use crate::pg::trigger::Change;
 use crate::pg::xact;
@@ -19,9 +21,6 @@ use crate::record::{self, Kind};
 use buffer::Buffer;
 use known::{Known, Storage};
 use layout::Layout;
-
-/// Largest record that is kept; a larger one ends its table's epoch instead. Values are limited to 1 GB by Postgres.
-const RECORD_LIMIT_BYTES: usize = 256 << 20;
 
 /// What this backend has captured in the transaction that runs.
 #[derive(Default)]
@@ -35,6 +34,8 @@ struct Capture {
     /// How many of these are in the log already.
     layouts_flushed: usize,
     wrote: bool,
+    /// Tables of which the user was told that a change is too large.
+    warned: Vec<u32>,
 }
 
 thread_local! {
@@ -54,7 +55,11 @@ pub fn take(change: &Change) {
         // Changes of a transaction are paired by TID, and those before the rewrite have others.
         take_end(&known.relids, "storage");
     }
-    append(|out| put_change(out, change, &known));
+    let mut fits = true;
+    append(|out| fits = put_change(out, change, &known));
+    if !fits {
+        warn_too_large(known.relid);
+    }
     if change.kind() == Kind::Truncate {
         take_end(&known.relids, "truncate");
     }
@@ -96,14 +101,33 @@ fn append(write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) {
+/// Appends the record of a change. One that is too large is left out (false), and its table's epoch ends instead.
+fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) -> bool {
     let start = out.len();
     record::put_head(out, change.kind(), known.relid, known.layout);
-    change.put_images(out);
-    if out.len() - start > RECORD_LIMIT_BYTES {
+    let fits = change.put_images(out, guc::max_change_bytes());
+    if !fits {
         out.truncate(start);
         out.push(buffer::NOTE);
-        out.extend_from_slice(end_note(&known.relids, "gap").to_string().as_bytes());
+        let note = end_note(&known.relids, "too large");
+        out.extend_from_slice(note.to_string().as_bytes());
+    }
+    fits
+}
+
+fn warn_too_large(relid: u32) {
+    let told = CAPTURE.with_borrow_mut(|capture| {
+        let told = capture.warned.contains(&relid);
+        if !told {
+            capture.warned.push(relid);
+        }
+        told
+    });
+    if !told {
+        pgrx::warning!(
+            "a change of table {} is larger than shapefeed.max_change_size: shapefeed leaves it out, and every shape on the table ends",
+            relation::quoted_name(relid)
+        );
     }
 }
 

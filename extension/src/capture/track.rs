@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// Runs DDL of ours, of which event triggers need not tell us: between two commands of it, triggers are missing.
-fn at_work(f: impl FnOnce()) {
+pub(super) fn at_work(f: impl FnOnce()) {
     struct Done;
     impl Drop for Done {
         fn drop(&mut self) {
@@ -55,27 +55,39 @@ pub fn track(relid: u32) -> Result<()> {
         ));
     };
     check_trackable(&facts)?;
-    let partitions = relation::inheritors(relid);
-    let partitions = if facts.kind == 'p' {
-        partitions
-    } else {
-        vec![relid]
-    };
+    let partitions = captured_with(&facts);
     for &partition in &partitions {
-        check_partition(&facts, partition)?;
+        check_partition(&facts, partition, Lock::ShareRowExclusive)?;
     }
     let new = !(has_trigger(relid, ROW_TRIGGER) && as_owner(|| find(relid)).is_some());
     at_work(|| install_triggers(relid, &partitions));
     let layout = Layout::from(facts);
-    as_owner(|| save(&layout, &partitions, new));
     if new {
-        take_note(&serde_json::json!({ "tracked": [relid] }));
-        take_end(&[relid], "track");
+        begin(&layout, &partitions);
+    } else {
+        as_owner(|| save(&layout, &partitions, false));
     }
     Ok(())
 }
 
-fn check_trackable(facts: &Facts) -> Result<()> {
+/// Notes that a table whose triggers are there is captured from now on.
+pub(super) fn begin(layout: &Layout, partitions: &[u32]) {
+    as_owner(|| save(layout, partitions, true));
+    take_note(&serde_json::json!({ "tracked": [layout.relid] }));
+    take_end(&[layout.relid], "track");
+}
+
+/// The tables that are captured when this one is: itself and, if it is partitioned, all below. Children of another kind are
+/// tables of their own.
+pub(super) fn captured_with(facts: &Facts) -> Vec<u32> {
+    if facts.kind == 'p' {
+        relation::inheritors(facts.relid)
+    } else {
+        vec![facts.relid]
+    }
+}
+
+pub(super) fn check_trackable(facts: &Facts) -> Result<()> {
     let name = format!("{}.{}", facts.schema, facts.name);
     let refuse = |what: &str, hint| {
         Err(Error::Unsupported(
@@ -127,11 +139,11 @@ fn check_persistence(facts: &Facts) -> Result<()> {
     ))
 }
 
-fn check_partition(root: &Facts, partition: u32) -> Result<()> {
+pub(super) fn check_partition(root: &Facts, partition: u32, lock: Lock) -> Result<()> {
     if partition == root.relid {
         return Ok(());
     }
-    let opened = Relation::open(Oid::from_u32(partition), Lock::ShareRowExclusive);
+    let opened = Relation::open(Oid::from_u32(partition), lock);
     let Some(facts) = opened.map(|table| table.facts()) else {
         return Ok(());
     };
@@ -171,7 +183,7 @@ fn install_triggers(root: u32, partitions: &[u32]) {
     }
 }
 
-fn install_on_partition(partition: u32) {
+pub(super) fn install_on_partition(partition: u32) {
     if !has_trigger(partition, TRUNCATE_TRIGGER) {
         run_on(
             partition,
@@ -195,7 +207,7 @@ fn install_on_partition(partition: u32) {
 }
 
 /// The table has the trigger as it is made here. One of that name that fires less would lose changes.
-fn has_trigger(relid: u32, trigger: &str) -> bool {
+pub(super) fn has_trigger(relid: u32, trigger: &str) -> bool {
     ask(
         "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgqual is null
            and tgfoid = 'shapefeed.capture'::pg_catalog.regproc and pg_catalog.cardinality(tgattr::int2[]) = 0
@@ -206,7 +218,7 @@ fn has_trigger(relid: u32, trigger: &str) -> bool {
 }
 
 /// The row trigger is a clone of that of a partitioned table above.
-fn is_clone(relid: u32) -> bool {
+pub(super) fn is_clone(relid: u32) -> bool {
     ask(
         "select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgparentid <> 0)",
         relid,
@@ -222,7 +234,7 @@ fn is_always(relid: u32, trigger: &str) -> bool {
     )
 }
 
-fn ask(query: &str, relid: u32, trigger: &str) -> bool {
+pub(super) fn ask(query: &str, relid: u32, trigger: &str) -> bool {
     Spi::get_one_with_args::<bool>(query, &[oid(relid), trigger.into()])
         .expect("the catalog can be read")
         == Some(true)
@@ -238,7 +250,8 @@ fn run_on(relid: u32, command: &str) {
     Spi::run(&command).expect("errors are raised");
 }
 
-fn as_owner<T>(f: impl FnOnce() -> T) -> T {
+/// Runs `f` as the extension's owner.
+pub(crate) fn as_owner<T>(f: impl FnOnce() -> T) -> T {
     let owner = Spi::get_one::<Oid>(
         "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'shapefeed'",
     );
@@ -372,6 +385,7 @@ pub fn recheck(relid: u32, created: bool) -> Result<()> {
         .chain(former_roots(relid))
     {
         let Some(tracked) = as_owner(|| find(root)) else {
+            super::adopt::adopt(root);
             continue;
         };
         if let Some(facts) =
@@ -404,11 +418,7 @@ fn former_roots(relid: u32) -> Vec<u32> {
 }
 
 fn recheck_root(tracked: &Tracked, facts: Facts, created: bool) {
-    let partitions = if facts.kind == 'p' {
-        relation::inheritors(tracked.relid)
-    } else {
-        vec![tracked.relid]
-    };
+    let partitions = captured_with(&facts);
     if facts.persistence != 'p'
         || !has_trigger(tracked.relid, ROW_TRIGGER)
         || !is_always(tracked.relid, ROW_TRIGGER)

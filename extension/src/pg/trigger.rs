@@ -99,12 +99,13 @@ impl Change {
         self.kind
     }
 
-    /// Appends the images that the record of this change has.
-    pub fn put_images(&self, out: &mut Vec<u8>) {
+    /// Appends the images that the record of this change has. If they take more than `limit` bytes, it appends nothing and
+    /// says false.
+    pub fn put_images(&self, out: &mut Vec<u8>, limit: usize) -> bool {
         // SAFETY: the tuples are whole and of the relation's descriptor.
         unsafe {
             if has_external(self.old) || has_external(self.new) {
-                return self.put_with_out_of_line_values(out);
+                return self.put_with_out_of_line_values(out, limit);
             }
             if !self.old.is_null() {
                 record::put_old(out, tid(self.old), image(self.old), &[]);
@@ -113,22 +114,32 @@ impl Change {
                 record::put_new(out, tid(self.new), image(self.new));
             }
         }
+        true
     }
 
     /// As [`Change::put_images`], when a value is stored out of line: one that the update left alone stays a pointer,
-    /// any other is copied as it is stored.
-    unsafe fn put_with_out_of_line_values(&self, out: &mut Vec<u8>) {
+    /// any other is copied as it is stored. What it will take is known before anything is copied: a row may be larger than any
+    /// memory that Postgres gives out.
+    unsafe fn put_with_out_of_line_values(&self, out: &mut Vec<u8>, limit: usize) -> bool {
         // SAFETY: as above; the copies live in the trigger's memory context, which is reset after each row.
         unsafe {
             let desc = (*self.relation.raw()).rd_att;
             let (old, new) = (Values::of(self.old, desc), Values::of(self.new, desc));
             let kept = |attribute: usize| match (&old, &new) {
                 (Some(old), Some(new)) => {
-                    old.value_id(attribute).is_some()
-                        && old.value_id(attribute) == new.value_id(attribute)
+                    old.out_of_line[attribute].is_some()
+                        && old.out_of_line[attribute] == new.out_of_line[attribute]
                 }
                 _ => false,
             };
+            let sides = [(&old, self.old), (&new, self.new)];
+            let bytes = sides.map(|(values, tuple)| match values {
+                Some(values) => (*tuple).t_len as usize + values.copied_bytes(&kept),
+                None => 0,
+            });
+            if bytes[0] + bytes[1] > limit {
+                return false;
+            }
             if let Some(old) = &old {
                 let (tuple, copied) = old.with_copies(desc, &kept);
                 record::put_old(out, tid(self.old), image(tuple), &copied);
@@ -138,15 +149,24 @@ impl Change {
                 record::put_new(out, tid(self.new), image(tuple));
             }
         }
+        true
     }
+}
+
+/// A value that is stored out of line on disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct OutOfLine {
+    toast_table: u32,
+    value_id: u32,
+    bytes: usize,
 }
 
 /// A tuple taken apart.
 struct Values {
     values: Vec<Datum>,
     nulls: Vec<bool>,
-    /// Toast value id of each value that is stored out of line.
-    value_ids: Vec<Option<(u32, u32)>>,
+    /// Those that are stored out of line.
+    out_of_line: Vec<Option<OutOfLine>>,
 }
 
 impl Values {
@@ -159,7 +179,7 @@ impl Values {
             let width = (*desc).natts as usize;
             let (mut values, mut nulls) = (vec![Datum::null(); width], vec![true; width]);
             pg_sys::heap_deform_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-            let value_ids = (0..width)
+            let out_of_line = (0..width)
                 .map(|i| {
                     let varlena = pgrx::PgTupleDesc::from_pg_unchecked(desc)
                         .get(i)
@@ -174,13 +194,18 @@ impl Values {
             Some(Values {
                 values,
                 nulls,
-                value_ids,
+                out_of_line,
             })
         }
     }
 
-    fn value_id(&self, attribute: usize) -> Option<(u32, u32)> {
-        self.value_ids[attribute]
+    /// Bytes of the out-of-line values that are not `kept`.
+    fn copied_bytes(&self, kept: &dyn Fn(usize) -> bool) -> usize {
+        let values = self.out_of_line.iter().enumerate();
+        values
+            .filter(|(i, _)| !kept(*i))
+            .map(|(_, value)| value.map_or(0, |value| value.bytes))
+            .sum()
     }
 
     /// The tuple with each out-of-line value that is not `kept` copied into it, and which these were.
@@ -192,12 +217,12 @@ impl Values {
         let (mut values, mut nulls, mut copied) =
             (self.values.clone(), self.nulls.clone(), Vec::new());
         for (i, value) in values.iter_mut().enumerate() {
-            if let Some((_, id)) = self.value_ids[i].filter(|_| !kept(i)) {
+            if let Some(stored) = self.out_of_line[i].filter(|_| !kept(i)) {
                 // SAFETY: the value is an on-disk toast pointer; the copy is as compressed as it is stored.
                 unsafe {
                     *value = Datum::from(pg_sys::detoast_external_attr(value.cast_mut_ptr()))
                 };
-                copied.push((i as u16 + 1, id));
+                copied.push((i as u16 + 1, stored.value_id));
             }
         }
         // SAFETY: one value and one flag per attribute.
@@ -207,10 +232,12 @@ impl Values {
     }
 }
 
-/// `(toast table, value id)` of a value that is stored out of line on disk.
-unsafe fn on_disk_value(value: Datum) -> Option<(u32, u32)> {
+/// Where a value is stored, if that is out of line on disk.
+unsafe fn on_disk_value(value: Datum) -> Option<OutOfLine> {
     /// `VARTAG_ONDISK`.
     const ON_DISK: u8 = 18;
+    /// `VARLENA_EXTSIZE_MASK`; the other two bits are the compression method.
+    const SIZE_MASK: u32 = 0x3fff_ffff;
     // SAFETY: a varlena's first byte tells its form (1 = external, then a tag byte); an on-disk pointer's body is a
     // varatt_external, unaligned: rawsize, extsize/method, value id, toast table, four bytes each.
     unsafe {
@@ -219,7 +246,11 @@ unsafe fn on_disk_value(value: Datum) -> Option<(u32, u32)> {
             return None;
         }
         let field = |n: usize| bytes.add(2 + 4 * n).cast::<u32>().read_unaligned();
-        Some((field(3), field(2)))
+        Some(OutOfLine {
+            toast_table: field(3),
+            value_id: field(2),
+            bytes: (field(1) & SIZE_MASK) as usize,
+        })
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use pgrx::PgSqlErrorCode::{ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_TABLE};
+use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 
 use super::definition::Definition;
 use super::group::Group;
-use super::inspect::define;
+use super::named::{self, Asked};
 use super::place::open_table;
 use super::tuple::{Effect, Table};
 use crate::error::{Error, OrRaise, Result};
@@ -222,6 +222,7 @@ fn explain_shape(
     params: Option<Vec<Option<String>>>,
     columns: Option<Vec<String>>,
     key: Option<Vec<String>>,
+    shape: Option<String>,
 ) -> TableIterator<
     'static,
     (
@@ -231,8 +232,14 @@ fn explain_shape(
         name!(cost_ns, Option<f64>),
     ),
 > {
-    let missing = || Error::Sql(ERRCODE_UNDEFINED_TABLE, "a table is expected".into(), "");
-    let relation = relation.ok_or_else(missing).or_raise();
-    let definition = define(relation, clause, params, columns, "default").or_raise();
+    let asked = Asked {
+        relation,
+        clause,
+        params,
+        columns,
+        replica: None,
+        shape,
+    };
+    let definition = named::define(asked).or_raise();
     TableIterator::new(explain(&definition, key.as_deref()).or_raise())
 }

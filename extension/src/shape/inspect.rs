@@ -2,20 +2,20 @@
 
 use std::collections::VecDeque;
 
+use pgrx::JsonB;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
-use pgrx::{JsonB, PgSqlErrorCode};
 use serde_json::{Map, Value};
 
-use super::define::for_current_user;
 use super::definition::Definition;
 use super::log::{self, Entry, Stretch};
+use super::named::{self, Asked};
 use super::place;
 use super::rows::DATA;
 use super::snapshot::{Request, Snapshot};
 use super::tuple::{Around, Table, put_members};
 use super::window::{Commit, Log};
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{OrRaise, Result};
 use crate::pg::encode::Column;
 use crate::pg::reading::{self, Latest};
 use crate::pg::relation::{Lock, Relation};
@@ -23,36 +23,27 @@ use crate::pg::role::{self, AsRole};
 use crate::record::{Image, Record};
 use crate::sequence::order::Snapshot as Visible;
 
-/// A shape of the current user.
-pub(super) fn define(
-    relation: Oid,
-    clause: Option<String>,
-    params: Option<Vec<Option<String>>>,
-    columns: Option<Vec<String>>,
-    replica: &str,
-) -> Result<Definition> {
-    let names = Relation::open(relation, Lock::AccessShare).map(|relation| relation.facts());
-    let names = names
-        .map(|facts| vec![facts.schema, facts.name])
-        .ok_or_else(|| {
-            let message = format!("relation with OID {} does not exist", relation.to_u32());
-            Error::Sql(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, "")
-        })?;
-    for_current_user(names, clause, params, columns, replica.into())
-}
-
 /// `shapefeed.visible_rows`: the rows of a shape, as of a batch end.
 #[pg_extern(sql = false)]
 fn visible_rows(
-    relation: Oid,
+    relation: Option<Oid>,
     clause: Option<String>,
     params: Option<Vec<Option<String>>>,
     columns: Option<Vec<String>>,
     at_position: Option<i64>,
+    shape: Option<String>,
 ) -> SetOfIterator<'static, JsonB> {
     /// Rows are read in stretches of this size.
     const THRESHOLD: u64 = 4 << 20;
-    let definition = define(relation, clause, params, columns, "default").or_raise();
+    let asked = Asked {
+        relation,
+        clause,
+        params,
+        columns,
+        replica: None,
+        shape,
+    };
+    let definition = named::define(asked).or_raise();
     let newest = || place::pin(&definition).or_raise().position;
     let position = at_position.unwrap_or_else(newest);
     let request = Request {
@@ -112,13 +103,14 @@ fn beginning(definition: &Definition) -> Result<i64> {
     reason = "the macro wants the row type spelled out"
 )]
 fn changes(
-    relation: Oid,
+    relation: Option<Oid>,
     clause: Option<String>,
     params: Option<Vec<Option<String>>>,
     columns: Option<Vec<String>>,
     from_position: Option<i64>,
     to_position: Option<i64>,
-    replica: String,
+    replica: Option<String>,
+    shape: Option<String>,
 ) -> TableIterator<
     'static,
     (
@@ -131,7 +123,15 @@ fn changes(
     ),
 > {
     const STRETCH_BYTES: u64 = 4 << 20;
-    let definition = define(relation, clause, params, columns, &replica).or_raise();
+    let asked = Asked {
+        relation,
+        clause,
+        params,
+        columns,
+        replica,
+        shape,
+    };
+    let definition = named::define(asked).or_raise();
     let from = from_position.unwrap_or_else(|| beginning(&definition).or_raise());
     let to = to_position.unwrap_or(i64::MAX);
     let stretch = Stretch {

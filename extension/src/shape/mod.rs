@@ -40,3 +40,4 @@ pub mod template;
 
 pub mod explain;
 pub mod inspect;
+pub mod named;
