@@ -6,8 +6,8 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 // As logical_decoding_work_mem, which is for the same: 100,000 rows of an ordinary table stay in memory.
 static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(65536);
-// A record passes through memory some four times, also where it is read: and no value of Postgres has more than 1 GB.
-static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(256 << 10);
+// Most types take at most eight times the space as text, and no text of Postgres has more than 1 GB.
+static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static RETENTION_SIZE_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
@@ -32,11 +32,11 @@ pub fn register(preloading: bool) {
     );
     GucRegistry::define_int_guc(
         c"shapefeed.max_change_size",
-        c"Largest change of a row that the log takes, old and new values together, as they are stored.",
-        c"A larger one is left out, and every shape on the table ends. A change takes about four times its size in memory.",
+        c"Largest change of a row that the log takes: its large values, old and new together, not compressed.",
+        c"A larger one is left out, and every shape on the table ends.",
         &MAX_CHANGE_KB,
         64,
-        512 << 10,
+        120 << 10,
         GucContext::Suset,
         GucFlags::UNIT_KB,
     );
@@ -113,7 +113,7 @@ pub fn capture_memory_bytes() -> usize {
     CAPTURE_MEMORY_KB.get() as usize * 1024
 }
 
-/// Bytes of the largest change that the log takes.
+/// Bytes of the largest change that the log takes, its values not compressed.
 pub fn max_change_bytes() -> usize {
     MAX_CHANGE_KB.get() as usize * 1024
 }

@@ -7,7 +7,8 @@ create view shapefeed.tracked_tables as
 
 -- The state of the feed, one row. `pending` transactions wrote the log and have no position yet. The log reaches back to
 -- `emptied_up_to`. Changes of tables with `gaps` are left out: the log is full, or was until a moment ago. Part of the log
--- cannot be emptied because transactions that wrote to it are `prepared`.
+-- cannot be emptied because transactions that wrote to it are `prepared`, or because processes (`held_by`) use it in a
+-- transaction that began more than 5 s ago: one that reads the log itself, or whose commit waits for a standby.
 create view shapefeed.status as
   with newest as (
     select position, snapshot, ended_at from shapefeed.batch order by position desc limit 1
@@ -35,6 +36,12 @@ create view shapefeed.status as
                join pg_locks l on l.virtualtransaction = x.virtualtransaction and l.pid is null
                join pg_class c on c.oid = l.relation and c.relnamespace = 'shapefeed'::regnamespace
                where l.locktype = 'relation' and p.database = current_database() order by 1) as prepared,
+         array(select distinct a.pid from pg_stat_activity a
+               join pg_locks l on l.pid = a.pid and l.locktype = 'relation' and l.granted
+               join pg_class c on c.oid = l.relation and c.relnamespace = 'shapefeed'::regnamespace
+               where a.datname = current_database() and a.xact_start < clock_timestamp() - interval '5 s'
+                 and l.database = (select d.oid from pg_database d where d.datname = current_database())
+                 and c.relname ~ '^(change|commit|batch)_[0-7]$' and a.pid <> pg_backend_pid() order by 1) as held_by,
          (select sum(pg_total_relation_size(c.oid)) from pg_class c
           where c.relnamespace = 'shapefeed'::regnamespace and c.relkind = 'r')::int8 as disk_bytes
   from shapefeed._server() s cross join waiting w left join newest n on true;

@@ -141,7 +141,11 @@ test('H4 a member that somebody reads stays until he has read it; readers of our
   const kept = await site.value('select count(*)::int from shapefeed.change where member = $1', [members[0].member])
   assert.ok(kept > 0 && before > 0)
   assert.match(cluster.log(), new RegExp(`used by process ${held.processID}`))
+  const heldBy = async () => (await site.status()).held_by
+  await waitFor(async () => (await heldBy()).includes(held.processID), { what: 'status names it' })
+  assert.deepEqual(await heldBy(), [held.processID])
   await held.query('commit')
+  assert.deepEqual(await heldBy(), [])
   await untilEmptied(site)
 
   const ours = await site.connect()

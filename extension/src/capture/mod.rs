@@ -53,7 +53,7 @@ pub fn take(change: &Change) {
     }
     if storage == Storage::Swapped {
         // Changes of a transaction are paired by TID, and those before the rewrite have others.
-        take_end(&known.relids, "storage");
+        take_end(&[known.relid], "storage");
     }
     let mut fits = true;
     append(|out| fits = put_change(out, change, &known));
@@ -61,7 +61,7 @@ pub fn take(change: &Change) {
         warn_too_large(known.relid);
     }
     if change.kind() == Kind::Truncate {
-        take_end(&known.relids, "truncate");
+        take_end(&[known.relid], "truncate");
     }
 }
 
@@ -81,7 +81,8 @@ pub fn take_note(note: &serde_json::Value) {
     });
 }
 
-/// Takes the note that a table's epoch ends here.
+/// Takes the note that a table's epoch ends here, and with it those of the partitioned tables above it and of all partitions
+/// below.
 pub fn take_end(relids: &[u32], reason: &str) {
     take_note(&end_note(relids, reason));
 }
@@ -109,7 +110,7 @@ fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) -> bool {
     if !fits {
         out.truncate(start);
         out.push(buffer::NOTE);
-        let note = end_note(&known.relids, "too large");
+        let note = end_note(&[known.relid], "too large");
         out.extend_from_slice(note.to_string().as_bytes());
     }
     fits

@@ -2,11 +2,13 @@
 
 use std::ffi::CStr;
 
+use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, FmgrInfo, Oid};
 
 use super::image::varlena_bytes;
 use super::memory::Context;
 use super::relation::Relation;
+use crate::error::Error;
 use crate::shape::message::{escape, escape_key, put_string};
 
 /// How values of a type become text.
@@ -17,7 +19,25 @@ enum Output {
     Bool,
     /// The bytes of the varlena are the text.
     Text,
-    Function(Box<FmgrInfo>),
+    Function {
+        info: Box<FmgrInfo>,
+        is_varlena: bool,
+    },
+}
+
+/// A row goes to who asks for it as one value, and no value of Postgres has more than 1 GB.
+const LARGEST_ROW_BYTES: usize = (1 << 30) - (1 << 20);
+/// A larger value of bytea has a longer text than that.
+const LARGEST_VALUE_BYTES: usize = LARGEST_ROW_BYTES / 2;
+
+/// What the error says that a row raises which is larger than that, and its hint.
+pub const TOO_LARGE: &str = "a row is too large to be sent";
+/// See [`TOO_LARGE`].
+pub const TOO_LARGE_HINT: &str = "Leave its large columns out of the shape.";
+
+fn refuse_row() -> ! {
+    let code = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+    Error::Sql(code, TOO_LARGE.into(), TOO_LARGE_HINT).raise()
 }
 
 impl Output {
@@ -38,7 +58,7 @@ impl Output {
                 let mut info = Box::<FmgrInfo>::default();
                 // SAFETY: the function exists; the context outlives the info, which the same value owns.
                 unsafe { pg_sys::fmgr_info_cxt(function, &mut *info, context.raw()) };
-                Output::Function(info)
+                Output::Function { info, is_varlena }
             }
         }
     }
@@ -88,6 +108,9 @@ impl Column {
                     }
                 });
                 out.push(b'"');
+                if out.len() > LARGEST_ROW_BYTES {
+                    refuse_row();
+                }
             }
         }
     }
@@ -125,12 +148,29 @@ impl Column {
             Output::Bool => f(if value.value() as u8 != 0 { b"t" } else { b"f" }, true),
             // SAFETY: the type's values are varlenas of text.
             Output::Text => f(unsafe { varlena_bytes(value) }, false),
-            Output::Function(info) => {
+            Output::Function { info, is_varlena } => {
+                if *is_varlena && raw_size(value) > LARGEST_VALUE_BYTES {
+                    refuse_row();
+                }
                 // SAFETY: the value is of the type that the function is for; it returns a C string.
                 let text =
                     unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&mut **info, value)) };
                 f(text.to_bytes(), false)
             }
+        }
+    }
+}
+
+/// Bytes of a varlena, not compressed.
+fn raw_size(value: Datum) -> usize {
+    // SAFETY: the value is a varlena, of which this reads the header.
+    unsafe {
+        let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
+        let is_short = pgrx::varatt_is_1b(varlena) && !pgrx::varatt_is_1b_e(varlena);
+        if is_short {
+            pgrx::varsize_1b(varlena)
+        } else {
+            pg_sys::toast_raw_datum_size(value)
         }
     }
 }

@@ -158,6 +158,7 @@ impl Change {
 struct OutOfLine {
     toast_table: u32,
     value_id: u32,
+    /// Its size when it is not compressed: what a reader has to do with.
     bytes: usize,
 }
 
@@ -236,8 +237,6 @@ impl Values {
 unsafe fn on_disk_value(value: Datum) -> Option<OutOfLine> {
     /// `VARTAG_ONDISK`.
     const ON_DISK: u8 = 18;
-    /// `VARLENA_EXTSIZE_MASK`; the other two bits are the compression method.
-    const SIZE_MASK: u32 = 0x3fff_ffff;
     // SAFETY: a varlena's first byte tells its form (1 = external, then a tag byte); an on-disk pointer's body is a
     // varatt_external, unaligned: rawsize, extsize/method, value id, toast table, four bytes each.
     unsafe {
@@ -249,7 +248,7 @@ unsafe fn on_disk_value(value: Datum) -> Option<OutOfLine> {
         Some(OutOfLine {
             toast_table: field(3),
             value_id: field(2),
-            bytes: (field(1) & SIZE_MASK) as usize,
+            bytes: field(0) as usize,
         })
     }
 }

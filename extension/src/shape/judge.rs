@@ -11,6 +11,7 @@ use super::tuple::{Around, Effect, Table};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
 use crate::pg::attempt::{Caught, attempt_evaluation};
+use crate::pg::encode::{TOO_LARGE, TOO_LARGE_HINT};
 use crate::pg::image::Row;
 use crate::sequence::order::Snapshot;
 
@@ -58,18 +59,22 @@ fn sides(effects: &[Effect], filter: &mut Filter) -> Vec<Side> {
     sides.filter(|side| side.was_in || side.is_in).collect()
 }
 
-/// An error of a where clause, without the values that it may tell of.
+/// An error of a where clause, without the values that it may tell of; or that a row is too large, which may be told.
 pub fn unevaluated(caught: &Caught) -> Error {
     // What is no error of data is one all the same for whoever wrote the clause: the server itself is well.
     let code = match caught.is_of_data() {
         true => caught.sqlstate,
         false => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
     };
-    Error::Sql(
-        code,
-        "the where clause cannot be evaluated for a row of the table".into(),
-        "Write it so that it raises no error for any row.",
-    )
+    let (message, hint) = if caught.message == TOO_LARGE {
+        (TOO_LARGE, TOO_LARGE_HINT)
+    } else {
+        (
+            "the where clause cannot be evaluated for a row of the table",
+            "Write it so that it raises no error for any row.",
+        )
+    };
+    Error::Sql(code, message.into(), hint)
 }
 
 /// For a table without a key: an effect for each row of the shape of which there came to be the first, or no more.
