@@ -1,8 +1,8 @@
 -- The definition of a shape: what a request asks for, resolved against the catalogs under the rights of a role.
---   relation  {schema, table}, not quoted
+--   relation  {schema, table}, not quoted; or {name} of a shape that create_shape keeps, without clause, params and columns
 --   where     the clause or null; params: the values of $1, $2 ...
 --   columns   names, not quoted; null for all
---   replica   'default' or 'full'
+--   replica   'default' or 'full'; of a named shape, 'default' is what it is kept with
 --   log       'full' or 'changes_only'
 --   role      for whom the shape is evaluated; null for the current user. The session user must be a member
 -- Returns the definition, which the other functions take; or, when the request is at fault,

@@ -8,6 +8,7 @@ use pgrx::PgSqlErrorCode::{
 use serde_json::{Value, json};
 
 use super::definition::{Definition, check_rights, identity, key_names, numbers};
+use super::named;
 use super::schema_header::schema_header;
 use crate::error;
 use crate::pg::attempt::attempt;
@@ -106,7 +107,38 @@ pub fn for_current_user(
     define(request).map_err(Answer::into_error)
 }
 
+/// The request that is kept under a name.
+fn named(name: &str, asked: &Request) -> Result<Request> {
+    let given = [
+        ("where", asked.clause.is_some()),
+        ("params", !asked.params.is_empty()),
+        ("columns", asked.columns.is_some()),
+    ];
+    if let Some((field, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(Answer::Wrong(field, "can't be given with shape".into()));
+    }
+    let kept = named::find(name).map_err(|error| Answer::Wrong("shape", error.to_string()))?;
+    let replica = if asked.replica == "default" {
+        kept.replica
+    } else {
+        asked.replica.clone()
+    };
+    Ok(Request {
+        relation: vec![kept.schema, kept.table],
+        clause: kept.clause,
+        params: vec![],
+        columns: kept.columns,
+        replica,
+        log: asked.log.clone(),
+        role: asked.role.clone(),
+    })
+}
+
 fn define(request: Request) -> Result<Definition> {
+    let request = match &request.relation[..] {
+        [name] => named(name, &request)?,
+        _ => request,
+    };
     let replica = serde_json::from_value(json!(request.replica))
         .map_err(|_| Answer::Wrong("replica", "is invalid".into()))?;
     let log = serde_json::from_value(json!(request.log))

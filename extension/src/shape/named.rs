@@ -78,17 +78,18 @@ fn names(relation: Option<Oid>) -> Result<(String, String)> {
 }
 
 /// A named shape as it is kept.
-struct Kept {
-    schema: String,
-    table: String,
+pub(super) struct Kept {
+    pub schema: String,
+    pub table: String,
     /// The table of that name, if there is one now.
     relid: Option<Oid>,
-    clause: Option<String>,
-    columns: Option<Vec<String>>,
-    replica: String,
+    pub clause: Option<String>,
+    pub columns: Option<Vec<String>>,
+    pub replica: String,
 }
 
-fn find(name: &str) -> Result<Kept> {
+/// The shape of a name.
+pub(super) fn find(name: &str) -> Result<Kept> {
     let query = r#"select s."schema", s."table", s."where", s.columns, s.replica,
                           (select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                            where n.nspname = s."schema" and c.relname = s."table")

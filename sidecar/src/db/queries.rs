@@ -10,7 +10,7 @@ use super::{Asking, Db, definition};
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::offset::Place;
-use crate::params::{FieldErrors, ShapeParams, Subset, field_error};
+use crate::params::{FieldErrors, ShapeParams, Source, Subset, field_error};
 use crate::protocol::SEPARATOR;
 
 /// Where the log ends.
@@ -67,14 +67,14 @@ pub struct LogChunk {
 impl Db {
     /// What a shape is, or why it cannot be.
     pub async fn define(&self, shape: &ShapeParams) -> Result<Definition, Error> {
-        let relation = [
-            shape.relation.schema.as_str(),
-            shape.relation.table.as_str(),
-        ];
+        let relation = match &shape.source {
+            Source::Table(relation) => vec![relation.schema.as_str(), relation.table.as_str()],
+            Source::Named(name) => vec![name.as_str()],
+        };
         let (replica, log) = (shape.replica.as_str(), shape.log.as_str());
         let sql = "select shapefeed._define($1, $2, $3, $4, $5, $6, $7)";
         let arguments: [&(dyn ToSql + Sync); 7] = [
-            &relation.as_slice(),
+            &relation,
             &shape.condition,
             &shape.params,
             &shape.columns,

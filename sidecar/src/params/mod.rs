@@ -29,8 +29,8 @@ pub fn field_error(field: &str, text: impl Into<String>) -> FieldErrors {
 /// What a shape is made from, as asked for: the key under which its definition is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShapeParams {
-    /// Table.
-    pub relation: Relation,
+    /// What it is a shape of.
+    pub source: Source,
     /// Condition.
     pub condition: Option<String>,
     /// `$1…` of the condition.
@@ -45,10 +45,23 @@ pub struct ShapeParams {
     pub log: Log,
 }
 
+/// What a shape is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A table; the rest is said in the request.
+    Table(Relation),
+    /// A shape that the database has by this name, with all that it says of it.
+    Named(String),
+}
+
 impl ShapeParams {
     /// Bytes that it takes, about.
     pub fn bytes(&self) -> usize {
-        let texts = self.condition.iter().chain(&self.params);
+        let name = match &self.source {
+            Source::Named(name) => Some(name),
+            Source::Table(_) => None,
+        };
+        let texts = self.condition.iter().chain(&self.params).chain(name);
         let columns = self.columns.iter().flatten();
         size_of::<Self>()
             + texts
@@ -194,7 +207,8 @@ pub fn delete_request(query: &Query) -> Result<DeleteRequest, FieldErrors> {
     let handle = query
         .given("handle")
         .map(|value| value.as_deref().unwrap_or_default().to_owned());
-    let shape = match (blank(query.get("table")), &handle) {
+    let undefined = blank(query.get("table")) && blank(query.get("shape"));
+    let shape = match (undefined, &handle) {
         (true, None) => {
             return Err(field_error(
                 "handle",
@@ -208,15 +222,11 @@ pub fn delete_request(query: &Query) -> Result<DeleteRequest, FieldErrors> {
 }
 
 fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors> {
-    let table = match query.get("table") {
-        Some(Ok(text)) if !text.trim().is_empty() => text,
-        _ => return Err(field_error("table", BLANK)),
-    };
-    let relation = identifier::relation(table).map_err(|text| field_error("table", text))?;
+    let source = source(query)?;
     let params = numbered(casts.params).map_err(|text| field_error("params", text))?;
     let (columns, queryable) = columns(query)?;
     Ok(ShapeParams {
-        relation,
+        source,
         condition: query.text("where").map(str::to_owned),
         params,
         columns,
@@ -224,6 +234,21 @@ fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors>
         replica: casts.replica,
         log: casts.log,
     })
+}
+
+fn source(query: &Query) -> Result<Source, FieldErrors> {
+    let given = |name| match query.get(name) {
+        Some(Ok(text)) if !text.trim().is_empty() => Some(text),
+        _ => None,
+    };
+    match (given("table"), given("shape")) {
+        (Some(_), Some(_)) => Err(field_error("shape", "can't be given with table")),
+        (None, Some(name)) => Ok(Source::Named(name.clone())),
+        (Some(table), None) => identifier::relation(table)
+            .map(Source::Table)
+            .map_err(|text| field_error("table", text)),
+        (None, None) => Err(field_error("table", BLANK)),
+    }
 }
 
 /// Names of columns; `None` for all.
@@ -337,7 +362,10 @@ mod tests {
         );
         assert_eq!(request.expired, None);
         assert_eq!(request.cursor.as_deref(), Some(""));
-        assert_eq!(request.shape.relation.schema, "app");
+        let Source::Table(relation) = request.shape.source else {
+            panic!("it is a table's");
+        };
+        assert_eq!(relation.schema, "app");
         assert_eq!(request.shape.params, ["x", "y"]);
         assert_eq!(request.shape.columns.unwrap(), ["id", "b"]);
         assert_eq!(
