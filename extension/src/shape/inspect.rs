@@ -100,7 +100,8 @@ fn beginning(definition: &Definition) -> Result<i64> {
 #[pg_extern(sql = false)]
 #[allow(
     clippy::type_complexity,
-    reason = "the macro wants the row type spelled out"
+    clippy::too_many_arguments,
+    reason = "the macro wants the row type spelled out; the arguments are those of the SQL function"
 )]
 fn changes(
     relation: Option<Oid>,
