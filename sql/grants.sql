@@ -13,6 +13,7 @@ end $$;
 
 grant usage on schema shapefeed to public;
 grant select on shapefeed.tracked_tables, shapefeed.shapes to public;
+grant select on shapefeed.shape to public; -- or pg_dump would fail for a role that may read what it dumps
 
 -- Lets a role be a sidecar's connection: the functions that it calls, and nothing else. Rows of user tables are read
 -- with that role's own rights, or with those of a role that it is a member of.

@@ -168,6 +168,15 @@ test('the schema first, then the data with --disable-triggers', async () => {
   await assertCarried(database)
 })
 
+test('a dump by a role that may read the tables and is nobody else', async () => {
+  await source.psql('create role dumper login; grant usage on schema other to dumper; grant select on all tables in schema public, other to dumper; grant select on all sequences in schema public to dumper')
+  const file = join(scratchDir('dump'), 'dump')
+  await run(join(pgBin, 'pg_dump'), ['-f', file, source.urlAs('dumper')])
+  const database = await empty(here)
+  await play(file, database)
+  await assertCarried(database)
+})
+
 test('some schemas only, into a database with the extension: shapes have a schema of their own', async () => {
   const database = await freshDatabase(there)
   await database.psql('drop schema public')

@@ -70,7 +70,14 @@ test('inheritance: a table is read with ONLY, children are tables of their own',
     create table parent (id int primary key, v text);
     create table child (id int primary key, w text) inherits (parent);
     create table grandchild (primary key (id)) inherits (child);
-    create table stepchild () inherits (parent);`,
+    create table stepchild () inherits (parent);
+    create table loose (v text);
+    create table loose_child (w text) inherits (loose);
+    insert into parent values (1, 'a parent');
+    insert into child values (1, 'a child', 'w'), (2, 'a child', 'w');
+    insert into grandchild values (3, 'a grandchild', 'w');
+    insert into loose values ('loose'), ('both');
+    insert into loose_child values ('child'), ('both');`,
   [
     () => `insert into parent values (${id()}, ${word()})`,
     () => `insert into child values (${id()}, ${word()}, ${word()})`, // with an id that a parent may have
@@ -83,12 +90,18 @@ test('inheritance: a table is read with ONLY, children are tables of their own',
     () => `delete from parent where id = ${id()}`,
     () => `delete from only parent where id = ${id()}`,
     () => `delete from child where id = ${id()}`,
+    () => `insert into loose_child values (${word()})`,
+    () => `insert into loose values (${word()})`,
+    () => `update loose set v = ${word()} where v = ${word()}`,
+    () => `delete from loose where v < ${word()}`,
   ],
   [
     ...of('parent', 'select * from only parent'),
     ...of('child', 'select * from only child'),
     ...of('grandchild', 'select * from only grandchild'),
     [{ table: 'stepchild' }, 'select distinct * from stepchild'],
+    [{ table: 'loose' }, 'select distinct * from only loose'],
+    [{ table: 'loose_child' }, 'select distinct * from loose_child'],
   ])
 })
 
@@ -100,6 +113,11 @@ test('what happens to children ends nothing of the parent', async () => {
   const [base, derived] = ['base', 'derived'].map((table) => follow(proxy.url, { table }))
   await untilSame(base, client, 'select * from only base')
   await untilSame(derived, client, 'select * from derived')
+  const subset = await fetch(`${proxy.url}/v1/shape?table=base&offset=now&subset__where=true`)
+  assert.deepEqual((await subset.json()).data.map(({ value }) => value.id), ['1'])
+  const explained = async (key) => (await client.query(`select result from shapefeed.explain_shape('base', key => array[$1]) where step = 'row'`, [key])).rows
+  assert.deepEqual([...await explained('1'), ...await explained('2')], [{ result: 'in' }, { result: 'no such row' }])
+  assert.equal((await client.query(`select from shapefeed.visible_rows('base')`)).rowCount, 1)
   proxy.reset()
   await client.query('alter table derived no inherit base')
   await client.query('alter table derived inherit base')
