@@ -172,6 +172,7 @@ test('a dump by a role that may read the tables and is nobody else', async () =>
   await source.psql('create role dumper login; grant usage on schema other to dumper; grant select on all tables in schema public, other to dumper; grant select on all sequences in schema public to dumper')
   const file = join(scratchDir('dump'), 'dump')
   await run(join(pgBin, 'pg_dump'), ['-f', file, source.urlAs('dumper')])
+  await source.psql('drop owned by dumper')
   const database = await empty(here)
   await play(file, database)
   await assertCarried(database)
