@@ -27,6 +27,12 @@ select value, old_value from shapefeed.changes(shape => 'open', from_position =>
 select value, old_value from shapefeed.changes(shape => 'Ünïcode ''n''', from_position => :head);
 select value, old_value from shapefeed.changes(shape => 'open', from_position => :head, replica => 'full');
 
+-- A sidecar asks for it by its name: it is the shape that its words make.
+select named.d ->> 'where' as "where", named.d ->> 'hash' = words.d ->> 'hash' as same
+from shapefeed._define('{open}', null, null, null, 'default', 'full', null) named (d),
+     shapefeed._define('{public,project}', 'not done', null, null, 'default', 'full', null) words (d);
+select shapefeed._define('{open}', 'true', null, null, 'default', 'full', null);
+
 -- What is refused.
 \set VERBOSITY default
 \set SHOW_CONTEXT never
