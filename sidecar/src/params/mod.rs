@@ -238,12 +238,12 @@ fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors>
 
 fn source(query: &Query) -> Result<Source, FieldErrors> {
     let given = |name| match query.get(name) {
-        Some(Ok(text)) if !text.trim().is_empty() => Some(text),
+        Some(Ok(text)) if !text.trim().is_empty() => Some(&**text),
         _ => None,
     };
     match (given("table"), given("shape")) {
         (Some(_), Some(_)) => Err(field_error("shape", "can't be given with table")),
-        (None, Some(name)) => Ok(Source::Named(name.clone())),
+        (None, Some(name)) => Ok(Source::Named(name.to_owned())),
         (Some(table), None) => identifier::relation(table)
             .map(Source::Table)
             .map_err(|text| field_error("table", text)),
