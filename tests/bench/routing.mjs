@@ -19,10 +19,12 @@ const FEED_BYTES = 1 << 30
 
 /** Rows 1..CHANGES are of companies 1..FEW, the next CHANGES rows of a company each, the rest of companies without a shape. */
 const schema = `
-  create table items (id int primary key, company_id int, owner text, status text, title text, meta jsonb, n int);
+  create table items (id int primary key, company_id int, owner text, status text, title text, meta jsonb, n int,
+    place int, amount numeric, code text);
   insert into items select i, case when i <= ${CHANGES} then 1 + i % ${FEW} when i <= ${2 * CHANGES} then i else 1000000 + i end,
     case when i <= ${2 * CHANGES} then 'owner ' || i else 'nobody' end, 'open', 'Title of item number ' || i || ', as long as titles are', jsonb_build_object('who', 'user' || i % 1000, 'k', i % 10), 0
     from generate_series(1, ${3 * CHANGES}) i;
+  update items set place = 10 * company_id + id % 10, amount = 10 * company_id, code = company_id || '/' || id;
   call shapefeed.track('items'); vacuum analyze items; checkpoint;`
 const ranges = { few: [1, CHANGES], many: [CHANGES + 1, 2 * CHANGES], none: [2 * CHANGES + 1, 3 * CHANGES] }
 
@@ -30,19 +32,30 @@ const templates = {
   company: [(k) => `company_id = ${k}`],
   mixed: [(k) => `company_id = ${k}`, (k) => `company_id = ${k} and status = 'open'`, (k) => `company_id in (${k}, -${k})`,
     (k) => `owner = 'owner ${k}'`, (k) => `company_id = ${k} and n >= 0`, (k) => `company_id = -${k} or owner = 'owner ${k}'`],
+  between: [(k) => `place between ${10 * k} and ${10 * k + 9}`],
+  ranges: [(k) => `place >= ${10 * k} and place < ${10 * k + 10}`, (k) => `code like '${k}/%'`, (k) => `code between '${k}/' and '${k}/9999999'`,
+    (k) => `place between ${10 * k} and ${10 * k + 9} and n >= 0`, (k) => `code like '${k}/%' and title like '%item%'`, (k) => `amount between ${10 * k} and ${10 * k + 9}`],
 }
 
-export async function routing(cluster) {
+const groups = {
+  company: ['of one template', 300], mixed: ['of mixed templates', 1024], between: ['of narrow ranges', 1024], ranges: ['of mixed ranges', 1024],
+}
+
+/** Of these, and of what no index helps with, those whose name has a match of `only`, a regular expression. */
+export async function routing(cluster, only = '') {
+  const chosen = (name) => new RegExp(only).test(name)
   const database = await benchDatabase(cluster)
   await database.psql(schema)
   await untilSequenced(database.client)
-  const few = await measureShapes(database, templates.company, FEW, ['none', 'few'])
-  const many = await measureShapes(database, templates.company, MANY, ['none', 'many'])
-  report(`${MANY} shapes of one template`, few, many, 300)
-  const fewMixed = await measureShapes(database, templates.mixed, FEW, ['none', 'few'])
-  const mixed = await measureShapes(database, templates.mixed, MANY, ['none', 'many'])
-  report(`${MANY} of mixed templates`, fewMixed, mixed, 1024)
-  for (const [name, expression] of Object.entries(notIndexable)) await compare(database, name, expression)
+  for (const [group, [name, bytes]] of Object.entries(groups)) {
+    if (!chosen(group)) continue
+    const few = await measureShapes(database, templates[group], FEW, ['none', 'few'])
+    const many = await measureShapes(database, templates[group], MANY, ['none', 'many'])
+    report(`${MANY} shapes ${name}`, few, many, bytes)
+  }
+  for (const [name, expression] of Object.entries(notIndexable)) {
+    if (chosen(name)) await compare(database, name, expression)
+  }
   await database.client.end()
   await database.drop()
 }

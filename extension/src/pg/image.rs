@@ -51,6 +51,23 @@ impl Row {
         self.owned.push(value);
     }
 
+    /// Makes of a value with a short header what functions take without making a copy for each call of theirs.
+    pub fn unpack(&mut self, column: usize, kind: &Kind) {
+        if kind.length != -1 || self.nulls[column] {
+            return;
+        }
+        // SAFETY: a varlena column that is not null points to a varlena; one with a short header, which is no pointer, is
+        // its own bytes.
+        let bytes: &[u8] = unsafe {
+            let varlena = self.values[column].cast_mut_ptr::<pg_sys::varlena>();
+            if !pgrx::varatt_is_1b(varlena) || pgrx::varatt_is_1b_e(varlena) {
+                return;
+            }
+            varlena_bytes(self.values[column])
+        };
+        self.set_fetched(column, with_header(bytes, false));
+    }
+
     /// Some of its values may be stored out of line.
     pub fn is_external(&self) -> bool {
         self.external
@@ -364,17 +381,22 @@ impl Pointer {
     /// The stored bytes with a header of their own, compressed if they are.
     fn varlena(&self, data: &[u8]) -> Vec<u64> {
         let compressed = (self.stored_bytes as i32) < self.raw_size - HEADER_BYTES as i32;
-        let length = (HEADER_BYTES + data.len()) as u32;
-        // SET_VARSIZE_COMPRESSED and SET_VARSIZE. What is stored of a compressed value begins with its raw size and
-        // method already.
-        let header = match (cfg!(target_endian = "little"), compressed) {
-            (true, true) => (length << 2) | 0x02,
-            (true, false) => length << 2,
-            (false, true) => (length & SIZE_MASK) | 0x4000_0000,
-            (false, false) => length & SIZE_MASK,
-        };
         debug_assert!(compressed || self.compression == 0);
-        let bytes = [&header.to_ne_bytes()[..], data].concat();
-        aligned(&bytes, 0)
+        with_header(data, compressed)
     }
+}
+
+/// A varlena with a header of four bytes.
+fn with_header(data: &[u8], compressed: bool) -> Vec<u64> {
+    let length = (HEADER_BYTES + data.len()) as u32;
+    // SET_VARSIZE_COMPRESSED and SET_VARSIZE. What is stored of a compressed value begins with its raw size and method
+    // already.
+    let header = match (cfg!(target_endian = "little"), compressed) {
+        (true, true) => (length << 2) | 0x02,
+        (true, false) => length << 2,
+        (false, true) => (length & SIZE_MASK) | 0x4000_0000,
+        (false, false) => length & SIZE_MASK,
+    };
+    let bytes = [&header.to_ne_bytes()[..], data].concat();
+    aligned(&bytes, 0)
 }

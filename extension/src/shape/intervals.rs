@@ -3,7 +3,7 @@
 //! They are in runs, each sorted by low ends and seen as a balanced tree: the middle is the root, what is before and after it
 //! are its subtrees. For each subtree is known which of its intervals ends last. A new interval is a run of its own; runs
 //! that are not longer than what comes after them are merged, so there are few, and adding one costs little more than
-//! sorting all once would.
+//! sorting all once would. When looking into several has cost what merging them costs, they become one.
 
 use std::cmp::Ordering;
 
@@ -27,13 +27,18 @@ pub trait Ends {
 pub struct Intervals<I> {
     all: Vec<(I, u32)>,
     runs: Vec<Run>,
+    /// Runs that were looked at beyond the first since there were more.
+    looked: usize,
 }
 
-/// Intervals by their places in `all`.
-struct Run {
-    order: Vec<u32>,
-    /// For the root of each subtree: which of it ends last.
-    last: Vec<u32>,
+type Run = Vec<Node>;
+
+/// The root of a subtree. Intervals are meant by their places in `all`.
+#[derive(Clone, Copy)]
+struct Node {
+    interval: u32,
+    /// Which of the subtree ends last.
+    last: u32,
 }
 
 impl<I> Default for Intervals<I> {
@@ -41,6 +46,7 @@ impl<I> Default for Intervals<I> {
         Intervals {
             all: Vec::new(),
             runs: Vec::new(),
+            looked: 0,
         }
     }
 }
@@ -53,24 +59,42 @@ impl<I> Intervals<I> {
 
     /// Adds an interval.
     pub fn insert(&mut self, interval: I, number: u32, ends: &mut impl Ends<Interval = I>) {
-        let mut order = vec![self.all.len() as u32];
+        let place = self.all.len() as u32;
         self.all.push((interval, number));
-        let mut kept = self.runs.len();
-        while kept > 0 && self.runs[kept - 1].order.len() <= order.len() {
-            kept -= 1;
-            order = self.merge(&self.runs[kept].order, &order, ends);
-        }
-        let run = self.run(order, ends);
-        self.runs.truncate(kept);
-        self.runs.push(run);
+        let (interval, last) = (place, place);
+        self.add(
+            vec![Node { interval, last }],
+            |run, added| run <= added,
+            ends,
+        );
     }
 
-    fn merge(&self, a: &[u32], b: &[u32], ends: &mut impl Ends<Interval = I>) -> Vec<u32> {
+    /// Adds a run, after merging it with those before it for whose lengths `joins` says so.
+    fn add(
+        &mut self,
+        mut added: Run,
+        joins: impl Fn(usize, usize) -> bool,
+        ends: &mut impl Ends<Interval = I>,
+    ) {
+        let mut kept = self.runs.len();
+        while kept > 0 && joins(self.runs[kept - 1].len(), added.len()) {
+            kept -= 1;
+            added = self.merge(&self.runs[kept], &added, ends);
+        }
+        self.find_last(&mut added, ends);
+        self.runs.truncate(kept);
+        self.runs.push(added);
+    }
+
+    fn merge(&self, a: &[Node], b: &[Node], ends: &mut impl Ends<Interval = I>) -> Run {
         let mut merged = Vec::with_capacity(a.len() + b.len());
         let (mut a, mut b) = (a, b);
         while let ([first, rest_a @ ..], [second, rest_b @ ..]) = (a, b) {
-            let place = ends.lows(self.interval(*first), self.interval(*second));
-            if place.is_le() {
+            let (one, other) = (
+                self.interval(first.interval),
+                self.interval(second.interval),
+            );
+            if ends.lows(one, other).is_le() {
                 merged.push(*first);
                 a = rest_a;
             } else {
@@ -82,32 +106,23 @@ impl<I> Intervals<I> {
         merged
     }
 
-    fn run(&self, order: Vec<u32>, ends: &mut impl Ends<Interval = I>) -> Run {
-        let mut last = order.clone();
-        self.find_last(&order, &mut last, ends);
-        Run { order, last }
-    }
-
     /// Which of a subtree ends last, found for all of its subtrees, too.
-    fn find_last(
-        &self,
-        order: &[u32],
-        last: &mut [u32],
-        ends: &mut impl Ends<Interval = I>,
-    ) -> Option<u32> {
-        let root = order.len() / 2;
-        let mut found = *order.get(root)?;
-        let (before, after) = (0..root, root + 1..order.len());
-        for part in [before, after] {
-            let other = self.find_last(&order[part.clone()], &mut last[part], ends);
-            let other = other.filter(|other| {
-                let place = ends.highs(self.interval(*other), self.interval(found));
-                place.is_gt()
-            });
-            found = other.unwrap_or(found);
+    fn find_last(&self, tree: &mut [Node], ends: &mut impl Ends<Interval = I>) -> Option<u32> {
+        let root = tree.len() / 2;
+        let mut last = tree.get(root)?.interval;
+        for part in [0..root, root + 1..tree.len()] {
+            let Some(other) = self.find_last(&mut tree[part], ends) else {
+                continue;
+            };
+            if ends
+                .highs(self.interval(other), self.interval(last))
+                .is_gt()
+            {
+                last = other;
+            }
         }
-        last[root] = found;
-        Some(found)
+        tree[root].last = last;
+        Some(last)
     }
 
     fn interval(&self, place: u32) -> &I {
@@ -116,38 +131,44 @@ impl<I> Intervals<I> {
 
     /// Calls `each` with the numbers of all intervals in which a value lies.
     pub fn look_up<E: Ends<Interval = I>>(
-        &self,
+        &mut self,
         value: E::Value,
         ends: &mut E,
         mut each: impl FnMut(u32),
     ) {
+        self.looked += self.runs.len().saturating_sub(1);
+        if self.looked > self.all.len() {
+            self.add(Vec::new(), |_, _| true, ends);
+            self.looked = 0;
+        }
         for run in &self.runs {
-            self.visit(&run.order, &run.last, value, ends, &mut each);
+            self.visit(run, value, ends, &mut each);
         }
     }
 
     fn visit<E: Ends<Interval = I>>(
         &self,
-        mut order: &[u32],
-        mut last: &[u32],
+        mut tree: &[Node],
         value: E::Value,
         ends: &mut E,
         each: &mut impl FnMut(u32),
     ) {
-        while !order.is_empty() {
-            let root = order.len() / 2;
-            if !ends.stays(value, self.interval(last[root])) {
+        while !tree.is_empty() {
+            let (before, rest) = tree.split_at(tree.len() / 2);
+            let (root, after) = (rest[0], &rest[1..]);
+            if !ends.stays(value, self.interval(root.last)) {
                 return;
             }
-            self.visit(&order[..root], &last[..root], value, ends, each);
-            let (interval, number) = &self.all[order[root] as usize];
+            let (interval, number) = &self.all[root.interval as usize];
             if !ends.reaches(value, interval) {
-                return; // nor does it reach what is after it
+                tree = before; // nor does it reach what is after it
+                continue;
             }
-            if ends.stays(value, interval) {
+            self.visit(before, value, ends, each);
+            if root.last == root.interval || ends.stays(value, interval) {
                 each(*number);
             }
-            (order, last) = (&order[root + 1..], &last[root + 1..]);
+            tree = after;
         }
     }
 
@@ -191,7 +212,7 @@ mod tests {
         }
     }
 
-    fn found(intervals: &Intervals<(u32, u32)>, value: u32) -> Vec<u32> {
+    fn found(intervals: &mut Intervals<(u32, u32)>, value: u32) -> Vec<u32> {
         let mut found = Vec::new();
         intervals.look_up(value, &mut Numbers, |number| found.push(number));
         found.sort_unstable();
@@ -223,12 +244,12 @@ mod tests {
                     .collect()
             };
             for value in [random(110), random(110)] {
-                assert_eq!(found(&intervals, value), expected(value));
+                assert_eq!(found(&mut intervals, value), expected(value));
             }
         }
         assert!(intervals.runs.len() <= 9);
         intervals.retain(|_| false, &mut Numbers);
-        assert!(intervals.is_empty() && found(&intervals, 50).is_empty());
+        assert!(intervals.is_empty() && found(&mut intervals, 50).is_empty());
     }
 
     #[test]
@@ -262,5 +283,10 @@ mod tests {
             intervals.look_up(value * 9_999, &mut counted, |_| ());
         }
         assert!(counted.0 < 100 * 200, "{} in 100 look-ups", counted.0);
+        for value in 0..30_000 {
+            intervals.look_up(value, &mut counted, |_| ());
+        }
+        assert_eq!(intervals.runs.len(), 1);
+        assert_eq!(found(&mut intervals, 12_345).len(), 1);
     }
 }

@@ -40,12 +40,16 @@ pub fn fetch(
     table: &mut Table,
     around: &Around<'_>,
 ) -> Result<()> {
-    let rows = effects
-        .iter_mut()
-        .flat_map(|effect| [&mut effect.before, &mut effect.after])
-        .flatten();
-    rows.filter(|row| row.is_external())
+    rows(effects)
+        .filter(|row| row.is_external())
         .try_for_each(|row| table.fetch(row, columns, around))
+}
+
+/// Both sides of each effect.
+pub fn rows(effects: &mut [Effect]) -> impl Iterator<Item = &mut Row> {
+    let effects = effects.iter_mut();
+    let sides = effects.flat_map(|effect| [&mut effect.before, &mut effect.after]);
+    sides.flatten()
 }
 
 /// On which side of each effect the row is in. Raises what the where clause raises.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::attached::{Attached, Ended};
 use super::group::{Group, Keyless};
-use super::judge::{Judged, Tally, fetch, judge_counts};
+use super::judge::{Judged, Tally, fetch, judge_counts, rows};
 use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection};
 use super::place;
@@ -291,7 +291,12 @@ impl Pass<'_> {
         table: &mut Table,
         effects: &mut [Effect],
     ) -> Result<Vec<Hit>> {
+        /// Clauses that are asked about each row: for more of them a value is unpacked once.
+        const MANY: usize = 4;
         fetch(effects, &group.columns, table, whole.around)?;
+        if group.one_by_one.len() > MANY {
+            rows(effects).for_each(|row| table.unpack(row, &group.columns));
+        }
         let Routed {
             mut hits,
             candidates,

@@ -308,6 +308,13 @@ impl Table {
         Ok(())
     }
 
+    /// Unpacks these columns of a row: for values that many functions are given.
+    pub fn unpack(&self, row: &mut Row, columns: &[usize]) {
+        for column in columns {
+            row.unpack(*column, &self.kinds[*column]);
+        }
+    }
+
     fn value_of(&mut self, leaf: u32, pointer: &Pointer, around: &Around<'_>) -> Result<Vec<u64>> {
         if let Some(value) = self.copied(leaf, pointer.value_id, around.records)? {
             return Ok(value);

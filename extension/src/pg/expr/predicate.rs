@@ -161,6 +161,8 @@ impl Scope {
                 return answers;
             };
             let outer = pg_sys::CurrentMemoryContext;
+            // Emptying it costs about what evaluating does: done when it has grown, and in the end.
+            let small = (*memory).mem_allocated;
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 pg_sys::CurrentMemoryContext = memory;
                 for (place, row) in rows.iter().enumerate() {
@@ -172,10 +174,11 @@ impl Scope {
                     let mut is_null = false;
                     let value = evaluate(state, context, &mut is_null);
                     *answer.add(place) = !is_null && value.value() != 0;
-                    if !(*memory).isReset || !(*memory).firstchild.is_null() {
+                    if (*memory).mem_allocated > small || !(*memory).firstchild.is_null() {
                         raw::MemoryContextReset(memory);
                     }
                 }
+                raw::MemoryContextReset(memory);
                 pg_sys::CurrentMemoryContext = outer;
             });
             pg_sys::CurrentMemoryContext = outer;
