@@ -159,6 +159,17 @@ test('on-demand: what live queries ask for is loaded, and followed', async () =>
   await proxy.stop()
 })
 
+test('on-demand: a row that was not loaded and changes into a query appears, if rows come whole', async () => {
+  const tasks = collectionOf('tasks', { syncMode: 'on-demand', params: { replica: 'full' } })
+  const query = live((q) => q.from({ t: tasks }).where(({ t }) => eq(t.tag, 'brown')))
+  await query.preload()
+  await site.sql("update tasks set tag = 'brown' where id in (21, 22)")
+  await untilIds(query, "tag = 'brown'")
+  assert.equal(query.get(21).title, 'task 21')
+  await site.sql("update tasks set tag = 'red' where id in (21, 22)")
+  await untilIds(query, "tag = 'brown'")
+})
+
 test('on-demand: pages in an order, a join, and a rotation', async () => {
   const tasks = collectionOf('tasks', { syncMode: 'on-demand' })
   const people = collectionOf('people', { syncMode: 'on-demand' })

@@ -29,7 +29,7 @@ export async function startProxy(...targetUrls) {
     })
     upstream.on('response', (answer) => {
       entry.status = answer.statusCode
-      response.writeHead(answer.statusCode, answer.statusMessage, answer.rawHeaders)
+      response.writeHead(answer.statusCode, answer.statusMessage, answer.rawHeaders).flushHeaders() // a stream may have nothing to say yet
       answer.on('error', () => response.destroy())
       answer.pipe(response)
     })
