@@ -37,7 +37,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route(SHAPE, shape)
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
-        .route("/openapi.json", get(handlers::openapi::get).fallback(not_found))
+        .route(
+            "/openapi.json",
+            get(handlers::openapi::get).fallback(not_found),
+        )
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), envelope));
     routes.with_state(app)
