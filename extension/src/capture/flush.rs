@@ -1,6 +1,7 @@
 //! Writing a transaction's changes to the log, packed into chunks of a few kB.
 //!
-//! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction), `tracked`
+//! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction; with `columns`, only
+//! those shapes of a table that name one of them), `tracked`
 //! (tables whose capture begins with it), `layouts` (layouts that its records use and readers may not know) and `gaps`
 //! (tables whose changes are left out from here on because the log is full, see [`super::gap`]).
 
@@ -24,13 +25,19 @@ pub struct Flushed {
     chunks: i32,
 }
 
-/// Writes all of `buffer`, after what `before` says was written already.
+/// Writes all of `buffer`, after what `before` says was written already. `first`: with the lowest seq there is.
 pub fn flush<S: Spill>(
     buffer: &mut Buffer<S>,
     before: Option<Flushed>,
+    first: bool,
     layouts: &[(u64, Layout)],
 ) -> Option<Flushed> {
-    xact::with_transaction_snapshot(|| Packer::new(before, layouts).pack(buffer))
+    let seq = if first {
+        0
+    } else {
+        xact::wal_insert_position()
+    };
+    xact::with_transaction_snapshot(|| Packer::new(before, seq, layouts).pack(buffer))
 }
 
 /// Where chunks go, opened with the first one: a transaction that leaves everything out holds no member.
@@ -85,7 +92,7 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(flushed: Option<Flushed>, layouts: &[(u64, Layout)]) -> Packer {
+    fn new(flushed: Option<Flushed>, seq: i64, layouts: &[(u64, Layout)]) -> Packer {
         let mut notes = Map::new();
         if !layouts.is_empty() {
             notes.insert("layouts".into(), layouts.iter().map(layout_note).collect());
@@ -97,7 +104,7 @@ impl Packer {
                 missing: false,
             },
             xid: xact::top_xid(),
-            seq: xact::wal_insert_position(),
+            seq,
             data: vec![FORMAT_VERSION],
             notes,
             relids: Vec::new(),

@@ -7,7 +7,7 @@ use pgrx::PgSqlErrorCode::{
 };
 use serde_json::{Value, json};
 
-use super::definition::{Definition, check_rights, identity, key_names, numbers};
+use super::definition::{Definition, check_rights, identity, key_names, names_of, numbers};
 use super::schema_header::schema_header;
 use crate::error;
 use crate::pg::attempt::attempt;
@@ -117,6 +117,7 @@ fn define(request: Request) -> Result<Definition> {
     let selected = select_columns(&table, request.columns.as_deref())?;
     let (where_text, where_columns) =
         read_clause(&table, request.clause.as_deref(), &request.params)?;
+    let where_names = names_of(&table, &where_columns);
     let read = [
         numbers(selected.iter().copied()),
         where_columns,
@@ -136,6 +137,7 @@ fn define(request: Request) -> Result<Definition> {
         role,
         hash: String::new(),
         key: key_names(&table),
+        where_columns: where_names,
         relids: table.relids.iter().map(|relid| relid.to_u32()).collect(),
         schema_header: schema_header(selected.into_iter(), &table.key),
         tracked: table::is_tracked(table.relid),

@@ -59,6 +59,9 @@ pub struct Definition {
     pub hash: String,
     /// Names of the primary key's columns in key order; empty for a table without one.
     pub key: Vec<String>,
+    /// Names of the columns that the where clause reads.
+    #[serde(default)]
+    pub where_columns: Vec<String>,
     /// The table and the partitions below it.
     #[serde(default)]
     pub relids: Vec<u32>,
@@ -200,6 +203,11 @@ pub(super) fn numbers<'c>(columns: impl IntoIterator<Item = &'c Column>) -> Vec<
 }
 
 pub(super) fn key_names(table: &Table) -> Vec<String> {
+    names_of(table, &table.key)
+}
+
+/// Names of columns by their attribute numbers.
+pub(super) fn names_of(table: &Table, numbers: &[i16]) -> Vec<String> {
     let name = |number: &i16| {
         table
             .columns
@@ -207,5 +215,5 @@ pub(super) fn key_names(table: &Table) -> Vec<String> {
             .find(|column| column.number == *number)
             .map(|c| c.name.clone())
     };
-    table.key.iter().filter_map(name).collect()
+    numbers.iter().filter_map(name).collect()
 }

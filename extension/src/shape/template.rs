@@ -84,6 +84,17 @@ impl Template {
         }
     }
 
+    /// Places of all columns that its clauses read.
+    pub fn reads(&self) -> impl Iterator<Item = usize> + '_ {
+        let accesses = match &self.way {
+            Way::Routed(accesses) => &accesses[..],
+            _ => &[],
+        };
+        let parts = accesses.iter().flat_map(|(_, access)| access);
+        let keys = parts.map(|part| part.comparison.column);
+        keys.chain(self.columns.iter().copied())
+    }
+
     /// The routers that its clauses are in.
     pub fn routers(&self) -> impl Iterator<Item = usize> + '_ {
         let accesses = match &self.way {
