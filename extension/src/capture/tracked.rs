@@ -6,7 +6,7 @@ use pgrx::{FromDatum, IntoDatum, Spi};
 
 use super::fingerprint::{Added, Fingerprint, Meaning};
 use super::{take_end, take_end_of_columns};
-use crate::pg::{owner, relation, xact};
+use crate::pg::{owner, relation};
 
 /// A tracked table.
 pub struct Tracked {
@@ -59,11 +59,15 @@ pub fn find(relid: u32, hold: Hold) -> Option<Tracked> {
         Hold::Wait => " for update",
         Hold::Skip => " for update skip locked",
     };
-    if hold != Hold::No {
-        xact::top_xid(); // what follows is no mere reading
-    }
     let query = "select relid, fingerprint, partitions from shapefeed.tracked where relid = $1";
-    select(&format!("{query}{suffix}"), &[oid(relid)]).pop()
+    let (query, arguments) = (format!("{query}{suffix}"), [oid(relid)]);
+    let mut rows = if hold == Hold::No {
+        select(&query, &arguments)
+    } else {
+        // To take a lock is to write.
+        Spi::connect_mut(|client| rows(client.update(&query, None, &arguments)))
+    };
+    rows.pop()
 }
 
 /// All rows but those of these tables.
@@ -82,26 +86,26 @@ pub fn roots_of(relid: u32) -> Vec<u32> {
 }
 
 fn select(query: &str, arguments: &[DatumWithOid<'_>]) -> Vec<Tracked> {
-    Spi::connect(|client| {
-        let rows = client
-            .select(query, None, arguments)
-            .expect("table tracked can be read");
-        let tracked = |row: pgrx::spi::SpiHeapTupleData<'_>| {
-            let relid: Option<Oid> = row.get(1).ok().flatten();
-            let fingerprint: Option<pgrx::JsonB> = row.get(2).ok().flatten();
-            let partitions: Option<Vec<Oid>> = row.get(3).ok().flatten();
-            Tracked {
-                relid: relid.expect("relid is not null").to_u32(),
-                fingerprint: fingerprint.and_then(|json| Fingerprint::from_json(json.0)),
-                partitions: partitions
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(|relid| relid.to_u32())
-                    .collect(),
-            }
-        };
-        rows.map(tracked).collect()
-    })
+    Spi::connect(|client| rows(client.select(query, None, arguments)))
+}
+
+fn rows(table: pgrx::spi::SpiResult<pgrx::spi::SpiTupleTable<'_>>) -> Vec<Tracked> {
+    let tracked = |row: pgrx::spi::SpiHeapTupleData<'_>| {
+        let relid: Option<Oid> = row.get(1).ok().flatten();
+        let fingerprint: Option<pgrx::JsonB> = row.get(2).ok().flatten();
+        let partitions: Option<Vec<Oid>> = row.get(3).ok().flatten();
+        Tracked {
+            relid: relid.expect("relid is not null").to_u32(),
+            fingerprint: fingerprint.and_then(|json| Fingerprint::from_json(json.0)),
+            partitions: partitions
+                .unwrap_or_default()
+                .into_iter()
+                .map(|relid| relid.to_u32())
+                .collect(),
+        }
+    };
+    let rows = table.expect("table tracked can be read");
+    rows.map(tracked).collect()
 }
 
 /// Keeps what a table is. `begins`: its capture begins only now.

@@ -13,6 +13,7 @@ mod parse;
 mod predicate;
 mod template;
 mod tree;
+mod uses;
 
 pub use access::{Access, By, Comparison, Part};
 pub use key::Key;

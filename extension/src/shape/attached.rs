@@ -61,6 +61,7 @@ impl Attached {
         };
         let groups = &mut self.groups;
         let outcome = resolver.resolve(asked, |lifted| {
+            definition.require_same(lifted.map_or("", |lifted| &lifted.uses))?;
             let group = match groups.entry(definition.relid) {
                 Entry::Occupied(group) => group.into_mut(),
                 Entry::Vacant(place) => place.insert(Group::new(definition)?),

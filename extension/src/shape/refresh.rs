@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use pgrx::pg_sys::Oid;
 
 use super::attached::Ended;
+use super::definition::require_same;
 use super::family::Family;
 use super::group::{Group, Shape};
 use super::overlay::Filter;
@@ -114,9 +115,11 @@ impl Group {
 
     /// Takes the shapes of a template out and adds those again that still are.
     fn resolve_each(&mut self, resolver: &mut Resolver, template: u32, refreshed: &mut Refreshed) {
-        let role = self.templates[template as usize]
+        let (role, uses) = self.templates[template as usize]
             .as_ref()
-            .map_or(0, |template| template.role);
+            .map_or((0, "".into()), |template| {
+                (template.role, template.uses.clone())
+            });
         let of_template: Vec<u32> = (0..self.clauses.len() as u32)
             .filter(|number| {
                 let clause = self.clauses[*number as usize].as_ref();
@@ -147,6 +150,7 @@ impl Group {
                 where_text: text,
             };
             let add = |lifted: Option<&Lifted>| -> Result<u32> {
+                require_same(&uses, lifted.map_or("", |lifted| &lifted.uses))?;
                 Ok(self.add_shape(shape, role, text, lifted, None))
             };
             match resolver.resolve(asked, add) {
@@ -170,8 +174,10 @@ impl Group {
             let keyless = &mut clause.keyless;
             clause.shapes.retain(|shape| {
                 let asked = self.asked(role, shape.selection, text.as_deref());
-                let outcome = resolver.resolve(asked, |_| {
+                let outcome = resolver.resolve(asked, |lifted| {
                     for keyless in keyless.iter_mut() {
+                        let uses = lifted.map_or("", |lifted| &lifted.uses);
+                        keyless.definition.require_same(uses)?;
                         keyless.filter = Filter::new(&keyless.definition)?;
                     }
                     Ok(())
