@@ -258,12 +258,11 @@ test('what is compiled is dropped when what it is made of changes', async () => 
   assert.deepEqual(await told('insert into live values (12, 0, 77);'), [4])
   assert.deepEqual(await told('insert into live values (13, 0, 78);'), [4, 5])
   await feed.query('select shapefeed._detach(array[5])')
-  // A column that a clause reads gets another type: its rows cannot be compared any more.
-  await site.sql('alter table live alter company type bigint; insert into live values (6, 7, 15);')
-  const ended = (await drain(feed)).filter(({ kind }) => kind === 'end').flatMap(({ ids }) => ids)
-  assert.deepEqual(ended.sort(), [1, 2, 3, 4])
+  // A column that a clause reads gets another type: its rows cannot be compared any more. Who does not name it goes on.
+  assert.deepEqual(await endsBy('alter table live alter company type bigint; insert into live values (6, 7, 15);'), [1, 2, 3])
   await attach(feed, [await shape(1, 'company = 7')])
-  assert.deepEqual(await told('insert into live values (7, 7, 15); insert into live values (8, 4294967303, 15);'), [1])
+  assert.deepEqual(await told('insert into live values (7, 7, 5); insert into live values (8, 4294967303, 5);'), [1])
+  assert.deepEqual(await told('insert into live values (15, 0, 15);'), [4])
   await feed.end()
 })
 
