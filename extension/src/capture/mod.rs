@@ -85,7 +85,9 @@ pub fn take_note(note: &serde_json::Value) {
 
 /// Takes the note that a table's epoch ends here.
 pub fn take_end(relids: &[u32], reason: &str) {
-    take_note(&end_note(relids, reason));
+    if !relids.is_empty() {
+        take_note(&end_note(relids, reason));
+    }
 }
 
 /// Takes the note that those shapes of a table end here that name one of these columns.

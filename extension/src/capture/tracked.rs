@@ -151,11 +151,21 @@ pub fn settle(old: &Tracked, now: Option<&Fingerprint>, added: Added) {
             );
             return;
         }
-        Meaning::Table(reason) => take_end(&[relid], reason),
+        Meaning::Table(reason) => {
+            take_end(&[relid], reason);
+            take_end(&left(old, now), reason);
+        }
         Meaning::Columns(columns) => take_end_of_columns(relid, &columns),
         Meaning::Nothing => {}
     }
     save(now, false);
+}
+
+/// Partitions that left a table, and with it the log, unless they are tracked by themselves.
+fn left(old: &Tracked, now: &Fingerprint) -> Vec<u32> {
+    let left = old.fingerprint.iter().flat_map(|old| old.without(now));
+    left.filter(|relid| find(*relid, Hold::No).is_none())
+        .collect()
 }
 
 /// What it means for the shapes of a table that it is what it is now.

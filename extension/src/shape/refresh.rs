@@ -54,8 +54,24 @@ impl Group {
         if others {
             self.routers.iter_mut().for_each(Router::renew);
         }
+        self.empty_selections();
         self.sweep();
         refreshed
+    }
+
+    /// What no shape selects any more may have columns that are no more.
+    fn empty_selections(&mut self) {
+        let shapes = self
+            .clauses
+            .iter()
+            .flatten()
+            .flat_map(|clause| clause.shapes.iter());
+        let used: BTreeSet<u32> = shapes.map(|shape| shape.selection).collect();
+        for (number, (columns, _)) in self.selections.iter_mut().enumerate() {
+            if !used.contains(&(number as u32)) {
+                columns.clear();
+            }
+        }
     }
 
     /// For each template one of its clauses, and all that shapes of it select.
