@@ -38,6 +38,7 @@ const unnamed = { all: 'again', some: 'goes on', ends: ['layout'] }
 const unseen = { blind: again('storage') }
 
 const missing = /does not exist/
+const unknown = /unknown column n/
 const nn = 'insert into t (id, nn) values (100, 3); delete from t where id = 4'
 const withoutN = 'insert into t (id) values (100); delete from t where id = 4'
 
@@ -55,7 +56,7 @@ export const statements = [
   { statement: 'alter schema %s rename to %s_new', ...gone('rename', missing) },
   { statement: 'create schema %s_other; alter table t set schema %s_other', ...gone('rename', missing) },
   { statement: 'alter table t rename v to vv', all: 'again', some: /not found/, ends: ['layout'] },
-  { statement: 'alter table t rename n to nn', all: 'again', some: missing, ends: ['layout'], then: nn },
+  { statement: 'alter table t rename n to nn', all: 'again', some: unknown, ends: ['layout'], then: nn },
   { statement: 'alter table t rename extra to more', ...unnamed },
   { statement: 'drop table t', ...gone('drop', missing) },
 
@@ -64,7 +65,7 @@ export const statements = [
   { statement: 'alter table t add column z text not null default clock_timestamp()', ...goesOn, all: 'again', ...unseen },
   { statement: 'alter table t drop column extra', ...unnamed },
   { statement: 'alter table t drop column v', all: 'again', some: /not found/, ends: ['layout'] },
-  { statement: 'alter table t drop column n', all: 'again', some: missing, ends: ['layout'], then: withoutN },
+  { statement: 'alter table t drop column n', all: 'again', some: unknown, ends: ['layout'], then: withoutN },
   { statement: 'begin; alter table t drop column v; rollback', ...goesOn },
   { statement: 'drop type pair cascade', ...unnamed },
   { statement: 'alter table t alter n type bigint', ...again('layout'), ...unseen },

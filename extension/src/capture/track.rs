@@ -13,7 +13,7 @@ use super::{take_end, take_note};
 use crate::error::{Error, Result};
 use crate::pg::owner;
 use crate::pg::relation::{self, Facts, Lock, Relation};
-use crate::pg::trigger::{ROW_TRIGGER, TRUNCATE_TRIGGER};
+use crate::pg::trigger::{self, ROW_TRIGGER, TRUNCATE_TRIGGER};
 
 /// Oids below are those of objects that initdb made.
 const FIRST_NORMAL_OID: u32 = 16384;
@@ -179,10 +179,7 @@ pub(super) fn install_triggers(root: u32, partitions: &[u32]) {
                 "create trigger {ROW_TRIGGER} after insert or update or delete on %s for each row execute function shapefeed.capture()"
             ),
         );
-        run_on(
-            root,
-            &format!("alter trigger {ROW_TRIGGER} on %s depends on extension shapefeed"),
-        );
+        trigger::depend_on_extension(root, ROW_TRIGGER);
     }
     for &partition in partitions {
         install_on_partition(partition);
@@ -197,10 +194,7 @@ pub(super) fn install_on_partition(partition: u32) {
                 "create trigger {TRUNCATE_TRIGGER} after truncate on %s for each statement execute function shapefeed.capture()"
             ),
         );
-        run_on(
-            partition,
-            &format!("alter trigger {TRUNCATE_TRIGGER} on %s depends on extension shapefeed"),
-        );
+        trigger::depend_on_extension(partition, TRUNCATE_TRIGGER);
     }
     for trigger in [ROW_TRIGGER, TRUNCATE_TRIGGER] {
         if !is_always(partition, trigger) {

@@ -102,6 +102,32 @@ unsafe fn has_name(trigger: *const pg_sys::Trigger, name: &str) -> bool {
     }
 }
 
+/// Has DROP EXTENSION drop a trigger that was just made. What ALTER TRIGGER … DEPENDS ON EXTENSION does, without its
+/// exclusive lock on the extension, which the sequencer would wait for until the transaction ends.
+pub fn depend_on_extension(relid: u32, trigger: &str) {
+    let Some(extension) = super::relation::our_extension() else {
+        return;
+    };
+    let name = std::ffi::CString::new(trigger).expect("a name of ours");
+    // SAFETY: the lock keeps the extension from being dropped; the trigger is found or an error is raised.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as i32;
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
+        let address = |class: pg_sys::Oid, object: pg_sys::Oid| pg_sys::ObjectAddress {
+            classId: class,
+            objectId: object,
+            objectSubId: 0,
+        };
+        let relid = pg_sys::Oid::from_u32(relid);
+        let oid = pg_sys::get_trigger_oid(relid, name.as_ptr(), false);
+        pg_sys::recordDependencyOn(
+            &address(pg_sys::TriggerRelationId, oid),
+            &address(pg_sys::ExtensionRelationId, extension),
+            pg_sys::DependencyType::DEPENDENCY_AUTO_EXTENSION,
+        );
+    }
+}
+
 impl Change {
     /// The leaf table.
     pub fn relation(&self) -> &Opened {
