@@ -3,7 +3,7 @@
 use pgrx::pg_sys::Oid;
 use pgrx::{JsonB, PgSqlErrorCode, name, pg_extern};
 
-use crate::capture::{self, track};
+use crate::capture::{self, ddl, survey, track};
 use crate::error::{Error, OrRaise};
 use crate::pg::procedure::{self, Call};
 use crate::pg::{database, relation, shmem, xact};
@@ -39,13 +39,13 @@ fn in_transaction_block() -> bool {
 /// A DDL command touched a table: `shapefeed._recheck`. `created`: the command was CREATE TABLE.
 #[pg_extern(sql = false)]
 fn recheck(table: Oid, created: bool) {
-    track::recheck(table.to_u32(), created).or_raise();
+    ddl::recheck(table.to_u32(), created);
 }
 
 /// A table was dropped: `shapefeed._dropped`.
 #[pg_extern(sql = false)]
 fn dropped(table: Oid) {
-    track::dropped(table.to_u32()).or_raise();
+    ddl::dropped(table.to_u32());
 }
 
 /// Puts a note into the log: `shapefeed._note`.
@@ -136,6 +136,13 @@ fn retain_once(skip: i32) -> Option<i32> {
 #[pg_extern(sql = false)]
 fn retain_gaps() {
     retain::close_gaps();
+}
+
+/// Looks at tables that have changed, where no worker does it: `shapefeed._look`.
+#[pg_extern(sql = false)]
+fn look() {
+    survey::look_again();
+    xact::with_latest_snapshot(survey::look);
 }
 
 fn refuse(what: &str) -> Error {

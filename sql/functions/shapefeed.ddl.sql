@@ -1,4 +1,5 @@
--- DDL on tracked tables. Event triggers, also for sessions with session_replication_role = replica.
+-- DDL on tracked tables. Event triggers, also for sessions with session_replication_role = replica. What they do not see the
+-- sequencer notices, a moment later (extension/src/capture/survey.rs); they have it in the transaction of the command.
 
 create function shapefeed._recheck("table" oid, created bool) returns void
   strict language c as 'MODULE_PATHNAME', 'recheck_wrapper';
@@ -6,15 +7,32 @@ create function shapefeed._recheck("table" oid, created bool) returns void
 create function shapefeed._dropped("table" oid) returns void
   strict language c as 'MODULE_PATHNAME', 'dropped_wrapper';
 
+create function shapefeed._ddl_command_start() returns event_trigger
+  language c as 'MODULE_PATHNAME', 'shapefeed_ddl_command_start';
+
+create function shapefeed._table_rewrite() returns event_trigger
+  language c as 'MODULE_PATHNAME', 'shapefeed_table_rewrite';
+
 create function shapefeed._ddl_command_end() returns event_trigger
   language plpgsql security definer set search_path = '' as $$
 begin
-  perform shapefeed._recheck(c.objid, pg_catalog.bool_and(c.command_tag = 'CREATE TABLE'))
-  from pg_catalog.pg_event_trigger_ddl_commands() c
-  where c.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.schema_name <> 'pg_temp'
+  perform shapefeed._recheck(c.relid, pg_catalog.bool_and(c.created))
+  from (
+    select case c.classid
+             when 'pg_catalog.pg_class'::pg_catalog.regclass then c.objid
+             when 'pg_catalog.pg_trigger'::pg_catalog.regclass
+               then (select t.tgrelid from pg_catalog.pg_trigger t where t.oid = c.objid)
+           end as relid, c.command_tag = 'CREATE TABLE' as created
+    from pg_catalog.pg_event_trigger_ddl_commands() c
+    where c.schema_name is distinct from 'pg_temp'
+    union all
+    -- A schema's name is part of those of its tables, and a type may be used by any.
+    select t.relid, false from shapefeed.tracked t where tg_tag in ('ALTER SCHEMA', 'ALTER TYPE')
+  ) c
+  where c.relid is not null
     and (exists (select from shapefeed.tracked)
-         or exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.objid and t.tgname = 'shapefeed_capture'))
-  group by c.objid;
+         or exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.relid and t.tgname = 'shapefeed_capture'))
+  group by c.relid;
 end $$;
 
 create function shapefeed._sql_drop() returns event_trigger
@@ -26,11 +44,31 @@ begin
     where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objsubid = 0
       and (d.objid in (select t.relid from shapefeed.tracked t)
            or exists (select from shapefeed.tracked t where d.objid = any (t.partitions)));
+    -- Columns, with a type that they were of; triggers.
+    perform shapefeed._recheck(d.relid, false)
+    from (
+      select case d.classid
+               when 'pg_catalog.pg_class'::pg_catalog.regclass then d.objid
+               else pg_catalog.to_regclass(pg_catalog.format('%I.%I', d.address_names[1], d.address_names[2]))::oid
+             end as relid
+      from pg_catalog.pg_event_trigger_dropped_objects() d
+      where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objsubid <> 0
+         or d.classid = 'pg_catalog.pg_trigger'::pg_catalog.regclass
+    ) d
+    where exists (select from shapefeed.tracked t where d.relid = any (t.partitions))
+    group by d.relid;
   end if;
 end $$;
 
+create event trigger shapefeed_ddl_command_start on ddl_command_start
+  when tag in ('ALTER TABLE') execute function shapefeed._ddl_command_start();
+alter event trigger shapefeed_ddl_command_start enable always;
+
+create event trigger shapefeed_table_rewrite on table_rewrite execute function shapefeed._table_rewrite();
+alter event trigger shapefeed_table_rewrite enable always;
+
 create event trigger shapefeed_ddl_command_end on ddl_command_end
-  when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'CREATE SCHEMA', 'ALTER TRIGGER', 'DROP TRIGGER')
+  when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'CREATE SCHEMA', 'ALTER SCHEMA', 'ALTER TYPE', 'ALTER TRIGGER')
   execute function shapefeed._ddl_command_end();
 alter event trigger shapefeed_ddl_command_end enable always;
 

@@ -7,6 +7,10 @@ create function shapefeed._retain(skip int4) returns int4
 create function shapefeed._retain_gaps() returns void
   language c as 'MODULE_PATHNAME', 'retain_gaps_wrapper';
 
+-- Looks at tables that have changed, and notes what has ended by it.
+create function shapefeed._look() returns void
+  language c set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'look_wrapper';
+
 create procedure shapefeed.retain() language plpgsql as $$
 declare
   tries int := 0;
@@ -31,6 +35,8 @@ begin
     end if;
   end loop;
   perform shapefeed._retain_gaps();
+  commit;
+  perform shapefeed._look();
 end $$;
 
 -- Who uses a member of the ring. Statements of shapefeed's own readers, which lock table floor as well, are cancelled: they

@@ -20,11 +20,11 @@ insert into shapefeed.feed (id, database)
 -- Tables that are captured. `since` is filled in by the sequencer. pg_dump does not take them along, but their triggers: a
 -- table that has all of them is tracked (extension/src/capture/adopt.rs).
 create table shapefeed.tracked (
-  relid      oid         not null primary key,
-  since      int8,                 -- position from which the log is whole; null until the track is sequenced
-  layout     int8        not null, -- of the table now
-  partitions oid[]       not null, -- itself and all below it, as of the last look
-  tracked_at timestamptz not null default clock_timestamp()
+  relid       oid         not null primary key,
+  since       int8,                 -- position from which the log is whole; null until the track is sequenced
+  fingerprint jsonb       not null, -- of the table as of the last look (extension/src/capture/fingerprint.rs)
+  partitions  oid[]       not null, -- itself and all below it, likewise
+  tracked_at  timestamptz not null default clock_timestamp()
 );
 
 -- Shapes that have a name: requests that are kept. What they name is looked up when they are used, with the rights of who

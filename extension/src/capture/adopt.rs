@@ -2,14 +2,14 @@
 //! again. A dump has the triggers, not our catalog: so tables are tracked again whatever part of a database is restored,
 //! and in whatever order.
 
-use super::layout::Layout;
+use super::fingerprint::Fingerprint;
 use super::track;
 use crate::pg::relation::{Facts, Lock, Relation};
 use crate::pg::trigger::{ROW_TRIGGER, TRUNCATE_TRIGGER};
 use pgrx::pg_sys::Oid;
 
 /// Begins capturing a table if it has all the triggers that `track` would make, and none of them is switched off. What
-/// cannot be tracked is left alone: a DDL command does not fail by it.
+/// cannot be tracked is left alone: a DDL command does not fail by it. Call it with the owner's rights.
 pub fn adopt(root: u32) {
     let Some(facts) =
         Relation::open(Oid::from_u32(root), Lock::AccessShare).map(|table| table.facts())
@@ -28,7 +28,9 @@ pub fn adopt(root: u32) {
             .iter()
             .for_each(|&partition| track::install_on_partition(partition));
     });
-    track::begin(&Layout::from(facts), &partitions);
+    if let Some(fingerprint) = Fingerprint::of(root) {
+        track::begin(&fingerprint);
+    }
 }
 
 fn is_complete(root: u32, facts: &Facts, partitions: &[u32]) -> bool {

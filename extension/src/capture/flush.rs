@@ -1,6 +1,7 @@
 //! Writing a transaction's changes to the log, packed into chunks of a few kB.
 //!
-//! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction), `tracked`
+//! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction; with `columns`, only
+//! those shapes of a table that name one of them), `tracked`
 //! (tables whose capture begins with it), `layouts` (layouts that its records use and readers may not know) and `gaps`
 //! (tables whose changes are left out from here on because the log is full, see [`super::gap`]).
 
@@ -27,14 +28,20 @@ pub struct Flushed {
     chunks: i32,
 }
 
-/// Writes all of `buffer`, after what `before` says was written already.
+/// Writes all of `buffer`, after what `before` says was written already. `first`: with the lowest seq there is.
 pub fn flush<S: Spill>(
     buffer: &mut Buffer<S>,
     before: Option<Flushed>,
+    first: bool,
     layouts: &[(u64, Layout)],
 ) -> Option<Flushed> {
     let bytes = buffer.in_memory_bytes();
-    let packer = Packer::new(before, layouts, bytes.min(CHUNK_BYTES));
+    let seq = if first {
+        0
+    } else {
+        xact::wal_insert_position()
+    };
+    let packer = Packer::new(before, seq, layouts, bytes.min(CHUNK_BYTES));
     if layouts.is_empty() && !packer.full && !buffer.is_spilled() && bytes <= INLINE_BYTES {
         return packer.pack(buffer);
     }
@@ -93,7 +100,7 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(flushed: Option<Flushed>, layouts: &[(u64, Layout)], bytes: usize) -> Packer {
+    fn new(flushed: Option<Flushed>, seq: i64, layouts: &[(u64, Layout)], bytes: usize) -> Packer {
         let mut data = Vec::with_capacity(1 + bytes);
         data.push(FORMAT_VERSION);
         let mut notes = Map::new();
@@ -107,7 +114,7 @@ impl Packer {
                 missing: false,
             },
             xid: xact::top_xid(),
-            seq: xact::wal_insert_position(),
+            seq,
             data,
             notes,
             relids: Vec::new(),

@@ -8,7 +8,12 @@ pub mod gap;
 pub mod known;
 pub mod layout;
 pub mod room;
+
+pub mod ddl;
+pub mod fingerprint;
+pub mod survey;
 pub mod track;
+pub mod tracked;
 
 use std::cell::{Cell, RefCell};
 
@@ -36,6 +41,8 @@ struct Capture {
     wrote: bool,
     /// Tables of which the user was told that a change is too large.
     warned: Vec<u32>,
+    /// It comes before all others of its batch, see [`come_first`].
+    first: bool,
 }
 
 thread_local! {
@@ -84,7 +91,21 @@ pub fn take_note(note: &serde_json::Value) {
 /// Takes the note that a table's epoch ends here, and with it those of the partitioned tables above it and of all partitions
 /// below.
 pub fn take_end(relids: &[u32], reason: &str) {
-    take_note(&end_note(relids, reason));
+    if !relids.is_empty() {
+        take_note(&end_note(relids, reason));
+    }
+}
+
+/// Takes the note that those shapes of a table end here that name one of these columns.
+pub fn take_end_of_columns(relid: u32, columns: &[String]) {
+    let end = serde_json::json!({ "relid": relid, "reason": "layout", "columns": columns });
+    take_note(&serde_json::json!({ "ends": [end] }));
+}
+
+/// Has this transaction come before all others that get their positions in the same step. For what the sequencer has
+/// noticed itself: its notes end what came before the others, and touch no row.
+pub fn come_first() {
+    CAPTURE.with_borrow_mut(|capture| capture.first = true);
 }
 
 fn append(write: impl FnOnce(&mut Vec<u8>)) {
@@ -147,7 +168,8 @@ pub fn write_log() {
     if !capture.buffer.is_empty() {
         // An error in here aborts the transaction, and with it what was captured.
         let layouts = &capture.layouts[capture.layouts_flushed..];
-        capture.flushed = flush::flush(&mut capture.buffer, capture.flushed, layouts);
+        capture.flushed =
+            flush::flush(&mut capture.buffer, capture.flushed, capture.first, layouts);
         capture.layouts_flushed = capture.layouts.len();
         if let Some(file) = std::mem::take(&mut capture.buffer).into_file() {
             file.close();

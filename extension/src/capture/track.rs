@@ -1,4 +1,4 @@
-//! Beginning and ending the capture of a table, and noticing DDL that ends its epoch.
+//! Beginning and ending the capture of a table.
 
 use std::cell::Cell;
 
@@ -7,28 +7,27 @@ use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::Oid;
 
-use super::layout::Layout;
+use super::fingerprint::Fingerprint;
+use super::tracked::{Hold, as_owner, find, forget, save};
 use super::{take_end, take_note};
 use crate::error::{Error, Result};
 use crate::pg::owner;
 use crate::pg::relation::{self, Facts, Lock, Relation};
-use crate::pg::trigger::{ROW_TRIGGER, TRUNCATE_TRIGGER};
+use crate::pg::trigger::{self, ROW_TRIGGER, TRUNCATE_TRIGGER};
 
 /// Oids below are those of objects that initdb made.
 const FIRST_NORMAL_OID: u32 = 16384;
-
-/// A tracked table as the catalog has it.
-struct Tracked {
-    relid: u32,
-    layout: u64,
-    partitions: Vec<u32>,
-}
 
 thread_local! {
     static AT_WORK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs DDL of ours, of which event triggers need not tell us: between two commands of it, triggers are missing.
+/// DDL of ours runs, of which event triggers need not tell us: between two commands of it, triggers are missing.
+pub(super) fn is_at_work() -> bool {
+    AT_WORK.get()
+}
+
+/// Runs DDL of ours.
 pub(super) fn at_work(f: impl FnOnce()) {
     struct Done;
     impl Drop for Done {
@@ -59,22 +58,29 @@ pub fn track(relid: u32) -> Result<()> {
     for &partition in &partitions {
         check_partition(&facts, partition, Lock::ShareRowExclusive)?;
     }
-    let new = !(has_trigger(relid, ROW_TRIGGER) && as_owner(|| find(relid)).is_some());
+    // One that is tracked, and has lost what captured it, may have lost changes before anybody noticed.
+    let new = as_owner(|| {
+        find(relid, Hold::No).is_none()
+            || !Fingerprint::of(relid).is_some_and(|table| table.is_captured())
+    });
     at_work(|| install_triggers(relid, &partitions));
-    let layout = Layout::from(facts);
-    if new {
-        begin(&layout, &partitions);
-    } else {
-        as_owner(|| save(&layout, &partitions, false));
-    }
+    let fingerprint = Fingerprint::of(relid).expect("it is locked");
+    as_owner(|| {
+        if new {
+            begin(&fingerprint);
+        } else {
+            save(&fingerprint, false);
+        }
+    });
     Ok(())
 }
 
-/// Notes that a table whose triggers are there is captured from now on.
-pub(super) fn begin(layout: &Layout, partitions: &[u32]) {
-    as_owner(|| save(layout, partitions, true));
-    take_note(&serde_json::json!({ "tracked": [layout.relid] }));
-    take_end(&[layout.relid], "track");
+/// Notes that a table whose triggers are there is captured from now on. Call it with the owner's rights.
+pub(super) fn begin(fingerprint: &Fingerprint) {
+    save(fingerprint, true);
+    let relid = fingerprint.layout.relid;
+    take_note(&serde_json::json!({ "tracked": [relid] }));
+    take_end(&[relid], "track");
 }
 
 /// The tables that are captured when this one is: itself and, if it is partitioned, all below. Children of another kind are
@@ -160,7 +166,7 @@ pub(super) fn check_partition(root: &Facts, partition: u32, lock: Lock) -> Resul
     check_persistence(&facts)
 }
 
-fn install_triggers(root: u32, partitions: &[u32]) {
+pub(super) fn install_triggers(root: u32, partitions: &[u32]) {
     if !has_trigger(root, ROW_TRIGGER) {
         // A partition that was tracked by itself: from now on its trigger is a clone of the root's. No writer gets in
         // between, they wait for our lock.
@@ -173,10 +179,7 @@ fn install_triggers(root: u32, partitions: &[u32]) {
                 "create trigger {ROW_TRIGGER} after insert or update or delete on %s for each row execute function shapefeed.capture()"
             ),
         );
-        run_on(
-            root,
-            &format!("alter trigger {ROW_TRIGGER} on %s depends on extension shapefeed"),
-        );
+        trigger::depend_on_extension(root, ROW_TRIGGER);
     }
     for &partition in partitions {
         install_on_partition(partition);
@@ -191,10 +194,7 @@ pub(super) fn install_on_partition(partition: u32) {
                 "create trigger {TRUNCATE_TRIGGER} after truncate on %s for each statement execute function shapefeed.capture()"
             ),
         );
-        run_on(
-            partition,
-            &format!("alter trigger {TRUNCATE_TRIGGER} on %s depends on extension shapefeed"),
-        );
+        trigger::depend_on_extension(partition, TRUNCATE_TRIGGER);
     }
     for trigger in [ROW_TRIGGER, TRUNCATE_TRIGGER] {
         if !is_always(partition, trigger) {
@@ -245,72 +245,9 @@ fn oid(relid: u32) -> DatumWithOid<'static> {
 }
 
 /// Runs a command with `%s` replaced by the quoted name of a table.
-fn run_on(relid: u32, command: &str) {
+pub(super) fn run_on(relid: u32, command: &str) {
     let command = command.replace("%s", &relation::quoted_name(relid));
     Spi::run(&command).expect("errors are raised");
-}
-
-/// Runs `f` as the extension's owner.
-pub(crate) fn as_owner<T>(f: impl FnOnce() -> T) -> T {
-    let owner = Spi::get_one::<Oid>(
-        "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'shapefeed'",
-    );
-    let owner = owner
-        .ok()
-        .flatten()
-        .expect("the extension is there: its function runs");
-    owner::run_as(owner.to_u32(), f)
-}
-
-fn find(relid: u32) -> Option<Tracked> {
-    Spi::connect(|client| {
-        let query = "select layout, partitions from shapefeed.tracked where relid = $1";
-        let rows = client
-            .select(query, Some(1), &[oid(relid)])
-            .expect("table tracked can be read");
-        if rows.is_empty() {
-            return None;
-        }
-        let row = rows.first();
-        let layout: i64 = row.get(1).ok().flatten().expect("layout is not null");
-        let partitions: Vec<Oid> = row.get(2).ok().flatten().expect("partitions is not null");
-        Some(Tracked {
-            relid,
-            layout: layout as u64,
-            partitions: partitions.into_iter().map(|oid| oid.to_u32()).collect(),
-        })
-    })
-}
-
-fn save(layout: &Layout, partitions: &[u32], new: bool) {
-    save_layout(layout);
-    for &partition in partitions
-        .iter()
-        .filter(|&&partition| partition != layout.relid)
-    {
-        if let Some(table) = Relation::open(Oid::from_u32(partition), Lock::AccessShare) {
-            save_layout(&super::layout::current(&table));
-        }
-    }
-    let partitions: Vec<Oid> = partitions
-        .iter()
-        .map(|&relid| Oid::from_u32(relid))
-        .collect();
-    Spi::run_with_args(
-        "insert into shapefeed.tracked as t (relid, layout, partitions) values ($1, $2, $3)
-         on conflict (relid) do update set layout = excluded.layout, partitions = excluded.partitions,
-           since = case when $4 then null else t.since end",
-        &[oid(layout.relid), (layout.hash() as i64).into(), partitions.into(), new.into()],
-    )
-    .expect("table tracked takes the row");
-}
-
-fn save_layout(layout: &Layout) {
-    let insert =
-        "insert into shapefeed.layout (hash, definition) values ($1, $2) on conflict do nothing";
-    let definition = pgrx::JsonB(layout.json());
-    Spi::run_with_args(insert, &[(layout.hash() as i64).into(), definition.into()])
-        .expect("table layout takes the row");
 }
 
 fn not_owner(relid: u32) -> Error {
@@ -336,7 +273,7 @@ pub fn untrack(relid: u32) -> Result<()> {
     if !owner::owns_relation(relid) {
         return Err(not_owner(relid));
     }
-    let Some(tracked) = as_owner(|| find(relid)) else {
+    let Some(tracked) = as_owner(|| find(relid, Hold::Wait)) else {
         let hint = "View shapefeed.tracked_tables lists the tables that are.";
         return Err(Error::Sql(
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -345,117 +282,27 @@ pub fn untrack(relid: u32) -> Result<()> {
         ));
     };
     if !is_clone(relid) {
-        for &partition in &tracked.partitions {
-            if has_trigger(partition, TRUNCATE_TRIGGER) {
-                run_on(partition, &format!("drop trigger {TRUNCATE_TRIGGER} on %s"));
-            }
-        }
-        if has_trigger(relid, ROW_TRIGGER) {
-            run_on(relid, &format!("drop trigger {ROW_TRIGGER} on %s"));
-        }
+        at_work(|| remove_triggers(relid, &tracked.partitions));
         // Partitions that were tracked by themselves as well have lost their triggers with the root's.
         for &partition in tracked.partitions.iter().filter(|&&p| p != relid) {
-            if let Some(own) = as_owner(|| find(partition)) {
-                forget(&own, "untrack");
-            }
+            as_owner(|| {
+                if find(partition, Hold::Wait).is_some() {
+                    forget(partition, "untrack");
+                }
+            });
         }
     }
-    forget(&tracked, "untrack");
+    as_owner(|| forget(relid, "untrack"));
     Ok(())
 }
 
-fn forget(tracked: &Tracked, reason: &str) {
-    as_owner(|| {
-        Spi::run_with_args(
-            "delete from shapefeed.tracked where relid = $1",
-            &[oid(tracked.relid)],
-        )
-        .expect("table tracked can be written");
-    });
-    take_end(&[tracked.relid], reason);
-}
-
-/// A DDL command touched a table: looks whether an epoch ends by it. `created`: the command made the table.
-pub fn recheck(relid: u32, created: bool) -> Result<()> {
-    if AT_WORK.get() {
-        return Ok(());
-    }
-    for root in std::iter::once(relid)
-        .chain(ancestors_of(relid))
-        .chain(former_roots(relid))
-    {
-        let Some(tracked) = as_owner(|| find(root)) else {
-            super::adopt::adopt(root);
-            continue;
-        };
-        if let Some(facts) =
-            Relation::open(Oid::from_u32(root), Lock::AccessShare).map(|table| table.facts())
-        {
-            recheck_root(&tracked, facts, created);
+fn remove_triggers(root: u32, partitions: &[u32]) {
+    for &partition in partitions {
+        if has_trigger(partition, TRUNCATE_TRIGGER) {
+            run_on(partition, &format!("drop trigger {TRUNCATE_TRIGGER} on %s"));
         }
     }
-    Ok(())
-}
-
-fn ancestors_of(relid: u32) -> Vec<u32> {
-    match Relation::open(Oid::from_u32(relid), Lock::AccessShare) {
-        Some(table) if table.facts().is_partition => relation::ancestors(relid),
-        _ => Vec::new(),
+    if has_trigger(root, ROW_TRIGGER) {
+        run_on(root, &format!("drop trigger {ROW_TRIGGER} on %s"));
     }
-}
-
-/// Tracked tables that this one was a partition of when they were last looked at.
-fn former_roots(relid: u32) -> Vec<u32> {
-    let query = "select array_agg(relid) from shapefeed.tracked where $1 = any (partitions) and relid <> $1";
-    let roots = as_owner(|| Spi::get_one_with_args::<Vec<Oid>>(query, &[oid(relid)]))
-        .ok()
-        .flatten();
-    roots
-        .unwrap_or_default()
-        .into_iter()
-        .map(|oid| oid.to_u32())
-        .collect()
-}
-
-fn recheck_root(tracked: &Tracked, facts: Facts, created: bool) {
-    let partitions = captured_with(&facts);
-    if facts.persistence != 'p'
-        || !has_trigger(tracked.relid, ROW_TRIGGER)
-        || !is_always(tracked.relid, ROW_TRIGGER)
-    {
-        return forget(tracked, "gap");
-    }
-    let added: Vec<u32> = partitions
-        .iter()
-        .copied()
-        .filter(|p| !tracked.partitions.contains(p))
-        .collect();
-    let removed = tracked.partitions.iter().any(|p| !partitions.contains(p));
-    added
-        .iter()
-        .for_each(|&partition| install_on_partition(partition));
-    let layout = Layout::from(facts);
-    let same_layout = layout.hash() == tracked.layout;
-    if same_layout && added.is_empty() && !removed {
-        return;
-    }
-    let continues = same_layout
-        || super::layout::load(tracked.layout).is_some_and(|old| old.continues_as(&layout));
-    as_owner(|| save(&layout, &partitions, false));
-    if removed || (!added.is_empty() && !created) {
-        take_end(&[tracked.relid], "partitions");
-    } else if !continues {
-        take_end(&[tracked.relid], "layout");
-    }
-}
-
-/// A table was dropped.
-pub fn dropped(relid: u32) -> Result<()> {
-    if let Some(tracked) = as_owner(|| find(relid)) {
-        forget(&tracked, "drop");
-    }
-    for root in former_roots(relid) {
-        recheck(root, false)?;
-    }
-    Ok(())
 }

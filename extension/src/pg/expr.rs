@@ -14,6 +14,7 @@ mod predicate;
 mod range;
 mod template;
 mod tree;
+mod uses;
 
 pub use access::{Access, By, Comparison, Order as RangeOrder, Part, Strategy};
 pub use key::Key;

@@ -7,6 +7,8 @@ use std::ffi::c_int;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
+use crate::capture::survey;
+
 /// Tables that changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
@@ -25,6 +27,7 @@ impl Changed {
 
 thread_local! {
     static WATCHING: Cell<bool> = const { Cell::new(false) };
+    static WATCHING_TABLES: Cell<bool> = const { Cell::new(false) };
     static CHANGED: RefCell<Changed> = const { RefCell::new(Changed { all: false, relids: Vec::new() }) };
     /// Hash values, in the type cache, of the types that matter.
     static TYPES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
@@ -71,9 +74,33 @@ pub fn watch_type(type_oid: u32) {
 
 /// Reads the server's messages, and takes the notes.
 pub fn take() -> Changed {
-    // SAFETY: allowed wherever catalogs may be read.
-    unsafe { pg_sys::AcceptInvalidationMessages() };
+    accept();
     CHANGED.take()
+}
+
+/// Reads the server's messages.
+pub fn accept() {
+    // SAFETY: allowed wherever catalogs may be read.
+    unsafe { pg_sys::AcceptInvalidationMessages() }
+}
+
+/// Has `capture/survey.rs` told of what is not a change of a relation and may change tables, once per backend.
+pub fn watch_tables() {
+    if WATCHING_TABLES.replace(true) {
+        return;
+    }
+    use pg_sys::SysCacheIdentifier::{ENUMOID, NAMESPACEOID};
+    for cache in [ENUMOID, NAMESPACEOID] {
+        // SAFETY: as in watch().
+        unsafe {
+            pg_sys::CacheRegisterSyscacheCallback(cache as _, Some(tables_changed), Datum::null());
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn tables_changed(_argument: Datum, _cache: c_int, _hash: u32) {
+    survey::forget(0);
 }
 
 #[pgrx::pg_guard]

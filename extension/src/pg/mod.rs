@@ -8,6 +8,7 @@ pub mod scan;
 
 pub mod background;
 pub mod database;
+pub mod event;
 pub mod heap;
 pub mod log_tables;
 pub mod owner;

@@ -29,6 +29,10 @@ pub enum Lock {
     RowExclusive,
     /// Taken by CREATE TRIGGER.
     ShareRowExclusive,
+    /// Taken on a table to which a partition is attached.
+    ShareUpdateExclusive,
+    /// Conflicts with all.
+    AccessExclusive,
 }
 
 impl Lock {
@@ -37,6 +41,8 @@ impl Lock {
             Lock::AccessShare => pg_sys::AccessShareLock,
             Lock::RowExclusive => pg_sys::RowExclusiveLock,
             Lock::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            Lock::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
+            Lock::AccessExclusive => pg_sys::AccessExclusiveLock,
         }) as pg_sys::LOCKMODE
     }
 }
@@ -217,10 +223,17 @@ unsafe fn cstr(p: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(p) }.to_string_lossy().into_owned()
 }
 
-/// The partitioned tables above a partition, nearest first.
+/// The partitioned tables above a partition, nearest first; none above any other table.
 pub fn ancestors(relid: u32) -> Vec<u32> {
-    // SAFETY: reads pg_inherits in the current transaction; returns a list in the current memory context.
-    unsafe { oid_list(catalog::get_partition_ancestors(Oid::from_u32(relid))) }
+    let relid = Oid::from_u32(relid);
+    // SAFETY: look-ups in the catalogs in the current transaction; a list in the current memory context. Of a child by
+    // inheritance the second one would return the parent.
+    unsafe {
+        if !pg_sys::get_rel_relispartition(relid) {
+            return Vec::new();
+        }
+        oid_list(catalog::get_partition_ancestors(relid))
+    }
 }
 
 /// A table and all partitions or children under it, itself first; none of them is locked.

@@ -27,8 +27,11 @@ pub struct Change {
 pub unsafe extern "C-unwind" fn shapefeed_capture(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
     // SAFETY: Postgres passes its call info; its context is a TriggerData when it says so.
     match unsafe { change_of(fcinfo) } {
-        Some(change) => capture::take(&change),
-        None => Error::Sql(
+        Call::Change(change) => capture::take(&change),
+        // One that was renamed captures no more, which ends the table's epoch; and of a second one each change would be
+        // in the log twice.
+        Call::OtherTrigger => {}
+        Call::NoTrigger => Error::Sql(
             pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             "shapefeed.capture() was not called as a trigger of a tracked table".into(),
             "Call shapefeed.track() with the table's name.",
@@ -45,21 +48,32 @@ pub extern "C" fn pg_finfo_shapefeed_capture() -> &'static pg_sys::Pg_finfo_reco
     &V1
 }
 
-unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
+/// As what the function is called.
+enum Call {
+    /// As our trigger.
+    Change(Change),
+    /// As one that has another name.
+    OtherTrigger,
+    /// As nothing that it is made for.
+    NoTrigger,
+}
+
+unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Call {
     // SAFETY: the node tag tells that the context is a TriggerData; its parts live while the function runs. AFTER ROW
     // triggers get the stored versions, with their TIDs.
     unsafe {
         let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
         if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
-            return None;
+            return Call::NoTrigger;
         }
         let event = (*data).tg_event;
-        let after = event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER;
+        if event & pg_sys::TRIGGER_EVENT_TIMINGMASK != pg_sys::TRIGGER_EVENT_AFTER {
+            return Call::NoTrigger;
+        }
         let row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
-        // Exactly ours: a second trigger that calls the function would have each change in the log twice.
         let ours = if row { ROW_TRIGGER } else { TRUNCATE_TRIGGER };
         if !has_name((*data).tg_trigger, ours) {
-            return None;
+            return Call::OtherTrigger;
         }
         let none = std::ptr::null_mut();
         let (kind, old, new) = match (event & pg_sys::TRIGGER_EVENT_OPMASK, row) {
@@ -69,9 +83,9 @@ unsafe fn change_of(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
             }
             (pg_sys::TRIGGER_EVENT_DELETE, true) => (Kind::Delete, (*data).tg_trigtuple, none),
             (pg_sys::TRIGGER_EVENT_TRUNCATE, false) => (Kind::Truncate, none, none),
-            _ => return None,
+            _ => return Call::NoTrigger,
         };
-        after.then(|| Change {
+        Call::Change(Change {
             relation: Opened::new((*data).tg_relation),
             kind,
             old,
@@ -85,6 +99,32 @@ unsafe fn has_name(trigger: *const pg_sys::Trigger, name: &str) -> bool {
     unsafe {
         let its_name = (*trigger).tgname.cast::<u8>();
         (name.bytes().chain([0]).enumerate()).all(|(i, byte)| *its_name.add(i) == byte)
+    }
+}
+
+/// Has DROP EXTENSION drop a trigger that was just made. What ALTER TRIGGER … DEPENDS ON EXTENSION does, without its
+/// exclusive lock on the extension, which the sequencer would wait for until the transaction ends.
+pub fn depend_on_extension(relid: u32, trigger: &str) {
+    let Some(extension) = super::relation::our_extension() else {
+        return;
+    };
+    let name = std::ffi::CString::new(trigger).expect("a name of ours");
+    // SAFETY: the lock keeps the extension from being dropped; the trigger is found or an error is raised.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as i32;
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, lock);
+        let address = |class: pg_sys::Oid, object: pg_sys::Oid| pg_sys::ObjectAddress {
+            classId: class,
+            objectId: object,
+            objectSubId: 0,
+        };
+        let relid = pg_sys::Oid::from_u32(relid);
+        let oid = pg_sys::get_trigger_oid(relid, name.as_ptr(), false);
+        pg_sys::recordDependencyOn(
+            &address(pg_sys::TriggerRelationId, oid),
+            &address(pg_sys::ExtensionRelationId, extension),
+            pg_sys::DependencyType::DEPENDENCY_AUTO_EXTENSION,
+        );
     }
 }
 

@@ -56,6 +56,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relid: Oid) {
     capture::known::forget(relid.to_u32());
+    capture::survey::forget(relid.to_u32());
     super::log_tables::forget(relid.to_u32());
 }
 

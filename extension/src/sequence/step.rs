@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use pgrx::Spi;
+use pgrx::pg_sys::Oid;
 
 use super::batch::{self, Batch, Newest, noted};
 use super::era;
 use super::order::{self, Snapshot, Transaction, Transactions};
 use super::rest::Rest;
-use crate::capture::room;
+use crate::capture::{room, survey};
 use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{Ring, open_member};
 use crate::pg::relation::Lock;
@@ -137,16 +138,16 @@ fn collect(member: usize, keys: &[Key], before: &Snapshot, found: &mut Transacti
     }
 }
 
-/// Does what a transaction's notes ask the sequencer for. Rare: it may use SQL.
+/// Does what a transaction's notes ask the sequencer for. Rare: it may use SQL. Rows that a command of somebody else holds
+/// are left alone: nothing here may wait for him.
 fn carry_out_notes(transaction: &Transaction, position: i64) {
     for relid in noted(transaction, "tracked").filter_map(|relid| relid.as_i64()) {
-        let since = "update shapefeed.tracked set since = $1 where relid = $2::int8::oid
-                     and not exists (select from shapefeed.gap g where g.relid = $2::int8::oid)";
-        Spi::run_with_args(since, &[position.into(), relid.into()])
-            .expect("table tracked takes it");
+        begin(relid as u32, position);
+        survey::look_again();
     }
     for relid in noted(transaction, "gaps").filter_map(|relid| relid.as_i64()) {
-        let unknown = "update shapefeed.tracked set since = null where relid = $1::int8::oid";
+        let unknown = "update shapefeed.tracked set since = null where relid = (
+                         select t.relid from shapefeed.tracked t where t.relid = $1::int8::oid for update skip locked)";
         Spi::run_with_args(unknown, &[relid.into()]).expect("table tracked takes it");
     }
     for layout in noted(transaction, "layouts") {
@@ -155,4 +156,23 @@ fn carry_out_notes(transaction: &Transaction, position: i64) {
         Spi::run_with_args(insert, &[pgrx::JsonB(layout.clone()).into()])
             .expect("table layout takes it");
     }
+}
+
+/// The log of a table is whole from a position on, unless it has a gap.
+fn begin(relid: u32, position: i64) {
+    let since = "update shapefeed.tracked set since = $1 where relid = (
+                   select t.relid from shapefeed.tracked t where t.relid = $2 for update skip locked)
+                 and not exists (select from shapefeed.gap g where g.relid = $2)";
+    let relid = Oid::from_u32(relid);
+    Spi::run_with_args(since, &[position.into(), relid.into()]).expect("table tracked takes it");
+}
+
+/// The same for a table whose row somebody held when its note was sequenced, up to that position.
+pub fn begin_if_not(relid: u32, position: i64) {
+    let since = "update shapefeed.tracked set since = $1 where relid = (
+                   select t.relid from shapefeed.tracked t where t.relid = $2 and t.since is null for update skip locked)
+                 and not exists (select from shapefeed.gap g where g.relid = $2)
+                 and not exists (select from shapefeed.closing_gap g where g.relid = $2)";
+    let relid = Oid::from_u32(relid);
+    Spi::run_with_args(since, &[position.into(), relid.into()]).expect("table tracked takes it");
 }

@@ -1,7 +1,8 @@
 //! The sequencer of one database: a background worker that sleeps until a writer commits.
 
 use super::retain::{self, Outcome};
-use super::step::{Era, State, step};
+use super::step::{Era, State, begin_if_not, step};
+use crate::capture::survey::{self, Look};
 use crate::error::{Error, Result};
 use crate::guc::RING_MEMBERS;
 use crate::pg::background::{self, Wake};
@@ -11,8 +12,11 @@ use pgrx::pg_sys::Oid;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
-/// How long it sleeps when nobody wakes it, in milliseconds.
-const IDLE_MS: i64 = 1000;
+/// How long it sleeps when nobody wakes it, in milliseconds. Commands that nobody told of are noticed within this time.
+const IDLE_MS: i64 = 250;
+
+/// How often in a row it looks at tables before it takes a step all the same.
+const MOST_LOOKS: u32 = 5;
 
 /// The least time between the beginnings of two steps that found something, in microseconds. One that is told of each commit would
 /// take a step, with a flush of the WAL, for each: with 4 writers at 7,000 commits a second on two cores, that took 51 µs of
@@ -62,6 +66,7 @@ pub fn run(database: u32) {
 fn sequence_until_stopped(slot: &Slot) -> Stop {
     let mut state: Option<State> = None;
     let mut retention = Retention::default();
+    let mut surveyed = Surveyed::default();
     let mut found_us = 0;
     loop {
         let began_us = coalesce(found_us);
@@ -69,7 +74,7 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
             return Stop::Asked;
         }
         let begin_era = !slot.era_begun.load(Ordering::Acquire);
-        let Some(next) = background::in_transaction(|| one_step(state.as_ref(), begin_era)) else {
+        let Some(next) = surveyed.then_step(state.as_ref(), begin_era) else {
             return Stop::NoExtension;
         };
         slot.era_begun.store(true, Ordering::Release);
@@ -80,6 +85,11 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
         state = Some(next);
         let Some(pause_ms) = retention.look_if_time() else {
             return Stop::NoExtension;
+        };
+        let pause_ms = if survey::is_stale_already() {
+            0
+        } else {
+            pause_ms
         };
         if background::wait(pause_ms.min(IDLE_MS)) == Wake::Stop {
             return Stop::Asked;
@@ -190,10 +200,68 @@ fn lock_extension() -> Option<Oid> {
     }
 }
 
-/// One step in the current transaction; None when the extension is gone.
-fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
-    lock_extension()?;
+/// What a try to take a step came to.
+enum Tried {
+    NoExtension,
+    /// Tables have changed: they are to be looked at first.
+    LookFirst,
+    Stepped(State),
+}
+
+/// Looks at tables that have changed, between steps.
+#[derive(Default)]
+struct Surveyed {
+    last: Look,
+    /// When to look again at a table that a command was at.
+    again_us: i64,
+}
+
+impl Surveyed {
+    /// Takes a step whose snapshot sees no command that was not looked at; None when the extension is gone.
+    fn then_step(&mut self, state: Option<&State>, begin_era: bool) -> Option<State> {
+        if self.last.again && xact::clock_us() >= self.again_us {
+            survey::look_again();
+        }
+        for _ in 0..MOST_LOOKS {
+            match self.try_step(state, begin_era, true) {
+                Tried::NoExtension => return None,
+                Tried::Stepped(next) => return Some(next),
+                Tried::LookFirst => self.look()?,
+            }
+        }
+        match self.try_step(state, begin_era, false) {
+            Tried::Stepped(next) => Some(next),
+            _ => None,
+        }
+    }
+
+    fn try_step(&mut self, state: Option<&State>, begin_era: bool, may_look: bool) -> Tried {
+        let begun = std::mem::take(&mut self.last.begun);
+        // Whether they have begun now is for the next look.
+        self.last.again |= !begun.is_empty();
+        background::in_transaction(|| one_step(state, begin_era, may_look, &begun))
+    }
+
+    fn look(&mut self) -> Option<()> {
+        self.last = background::in_transaction(|| {
+            lock_extension()?;
+            Some(xact::with_latest_snapshot(survey::look))
+        })?;
+        self.again_us = xact::clock_us() + 1000 * IDLE_MS;
+        Some(())
+    }
+}
+
+/// One step in the current transaction. `begun`: tables that were tracked without a position at the last look; it is
+/// sequenced by now.
+fn one_step(state: Option<&State>, begin_era: bool, may_look: bool, begun: &[u32]) -> Tried {
+    if lock_extension().is_none() {
+        return Tried::NoExtension;
+    }
     xact::with_latest_snapshot(|| {
+        if survey::is_stale() && may_look {
+            return Tried::LookFirst;
+        }
         let loaded = if state.is_none() {
             Some(State::load())
         } else {
@@ -204,10 +272,14 @@ fn one_step(state: Option<&State>, begin_era: bool) -> Option<State> {
             (false, true) => Era::IfNew,
             (false, false) => Era::Same,
         };
-        Some(step(
+        let next = step(
             state.or(loaded.as_ref()).expect("one of them is there"),
             era,
-        ))
+        );
+        begun
+            .iter()
+            .for_each(|relid| begin_if_not(*relid, next.position));
+        Tried::Stepped(next)
     })
 }
 

@@ -61,6 +61,7 @@ impl Attached {
         };
         let groups = &mut self.groups;
         let outcome = resolver.resolve(asked, |lifted| {
+            definition.require_same(lifted.map_or("", |lifted| &lifted.uses))?;
             let group = match groups.entry(definition.relid) {
                 Entry::Occupied(group) => group.into_mut(),
                 Entry::Vacant(place) => place.insert(Group::new(definition)?),
@@ -137,7 +138,8 @@ impl Attached {
                 let whole = end.concerns(&group.family);
                 if whole || hash.is_some() {
                     let is_it = |other: u64| whole || hash == Some(other);
-                    all.extend(end_in(group, is_it, &self.heads, position, &end.reason));
+                    let ended = end_in(group, end, is_it, &self.heads, position, &end.reason);
+                    all.extend(ended);
                 }
             }
         }
@@ -154,7 +156,8 @@ impl Attached {
     /// Ends the shapes of a group that has been taken out, because its table cannot be read at a position; puts the
     /// others back.
     pub fn end_group(&mut self, mut group: Group, position: i64, reason: &str) -> Option<Ended> {
-        let ended = end_in(&mut group, |_| true, &self.heads, position, reason);
+        let all = End::default();
+        let ended = end_in(&mut group, &all, |_| true, &self.heads, position, reason);
         self.put_back(group);
         self.forget(ended.as_slice());
         ended
@@ -177,16 +180,20 @@ impl Attached {
     }
 }
 
-/// Ends the shapes of a group whose hash is one of these, but for those that began after the end.
+/// Ends the shapes of a group that have the columns of this end and one of these hashes, but for those that began after it.
 fn end_in(
     group: &mut Group,
+    end: &End,
     is_it: impl Fn(u64) -> bool,
     heads: &HashMap<i32, i64>,
     position: i64,
     reason: &str,
 ) -> Option<Ended> {
     let began = |id: &i32| heads.get(id).is_some_and(|head| *head >= position);
-    let ids = group.remove_if(|shape| is_it(shape.hash) && !began(&shape.id));
+    let ids = group.remove_named(
+        |names| end.ends_those_with(names),
+        |shape| is_it(shape.hash) && !began(&shape.id),
+    );
     (!ids.is_empty()).then(|| Ended {
         ids,
         reason: reason.to_string(),

@@ -7,7 +7,7 @@ use pgrx::PgSqlErrorCode::{
 };
 use serde_json::{Value, json};
 
-use super::definition::{Definition, check_rights, identity, key_names, numbers};
+use super::definition::{Definition, check_rights, identity, key_names, names_of, numbers};
 use super::named;
 use super::schema_header::schema_header;
 use crate::error;
@@ -147,8 +147,12 @@ fn define(request: Request) -> Result<Definition> {
     let guard = AsRole::enter(&role).map_err(|error| Answer::Denied(error.to_string()))?;
     let table = find_table(&request.relation)?;
     let selected = select_columns(&table, request.columns.as_deref())?;
-    let (where_text, where_columns) =
-        read_clause(&table, request.clause.as_deref(), &request.params)?;
+    let Clause {
+        text: where_text,
+        columns: where_columns,
+        uses,
+    } = read_clause(&table, request.clause.as_deref(), &request.params)?;
+    let where_names = names_of(&table, &where_columns);
     let read = [
         numbers(selected.iter().copied()),
         where_columns,
@@ -168,6 +172,8 @@ fn define(request: Request) -> Result<Definition> {
         role,
         hash: String::new(),
         key: key_names(&table),
+        uses,
+        where_columns: where_names,
         relids: table.relids.iter().map(|relid| relid.to_u32()).collect(),
         schema_header: schema_header(selected.into_iter(), &table.key),
         tracked: table::is_tracked(table.relid),
@@ -256,33 +262,46 @@ fn select_columns<'t>(table: &'t Table, names: Option<&[String]>) -> Result<Vec<
     Ok(selected)
 }
 
-/// The canonical text of a where clause and the columns that it reads.
-fn read_clause(
-    table: &Table,
-    clause: Option<&str>,
-    params: &[Option<String>],
-) -> Result<(Option<String>, Vec<i16>)> {
+/// A where clause that was read.
+#[derive(Default)]
+pub(super) struct Clause {
+    /// Its canonical text; None if every row is in.
+    pub text: Option<String>,
+    /// The columns that it names.
+    pub columns: Vec<i16>,
+    uses: String,
+}
+
+fn read_clause(table: &Table, clause: Option<&str>, params: &[Option<String>]) -> Result<Clause> {
     let Some(clause) = clause else {
-        return Ok((None, vec![]));
+        return Ok(Clause::default());
     };
     canonical(table, clause, params, None).map_err(|Refused(text)| Answer::Wrong("where", text))
 }
 
-/// The canonical text of a clause that may name only these columns, if they are given, and the columns that it names.
+/// Reads a clause that may name only these columns, if they are given.
 pub(super) fn canonical(
     table: &Table,
     clause: &str,
     params: &[Option<String>],
     known: Option<&[i16]>,
-) -> std::result::Result<(Option<String>, Vec<i16>), Refused> {
+) -> std::result::Result<Clause, Refused> {
     let given = expr::analyze_among(table.relid, clause, params, known)?;
+    let columns = given.named_columns.clone();
     let Some(text) = given.text.clone() else {
-        return Ok((None, given.named_columns));
+        return Ok(Clause {
+            columns,
+            ..Clause::default()
+        });
     };
     // What other functions are given is this text: it must be read back as what it was written from.
     let again = expr::analyze(table.relid, &text, &[])?;
     if again.text.as_ref() != Some(&text) || !again.is(&given) {
         return Err(Refused(format!("the clause has no canonical form: {text}")));
     }
-    Ok((Some(text), given.named_columns))
+    Ok(Clause {
+        text: Some(text),
+        columns,
+        uses: given.uses,
+    })
 }

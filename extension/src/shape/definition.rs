@@ -55,10 +55,16 @@ pub struct Definition {
     pub log: Log,
     /// The role that it is evaluated for.
     pub role: String,
-    /// Digest of everything else up to here and of `key`, in decimal digits.
+    /// Digest of everything else up to here, of `key` and of `uses`, in decimal digits.
     pub hash: String,
     /// Names of the primary key's columns in key order; empty for a table without one.
     pub key: Vec<String>,
+    /// A digest of the functions and collations that the where clause depends on; empty if it depends on none.
+    #[serde(default)]
+    pub uses: String,
+    /// Names of the columns that the where clause reads.
+    #[serde(default)]
+    pub where_columns: Vec<String>,
     /// The table and the partitions below it.
     #[serde(default)]
     pub relids: Vec<u32>,
@@ -109,11 +115,18 @@ impl Definition {
         let mut columns = [numbers_of(&table, &self.columns)?, identity(&table)].concat();
         if let Some(text) = &self.where_text {
             let invalid = |Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "");
-            columns.extend(expr::reanalyze(table.relid, text).map_err(invalid)?.columns);
+            let clause = expr::reanalyze(table.relid, text).map_err(invalid)?;
+            self.require_same(&clause.uses)?;
+            columns.extend(clause.columns);
         }
         let denied = |message| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, "");
         check_rights(&table, columns).map_err(denied)?;
         Ok(guard)
+    }
+
+    /// An error if what the where clause depends on is not what it was.
+    pub fn require_same(&self, uses: &str) -> Result<()> {
+        require_same(&self.uses, uses)
     }
 
     /// `hash` as a number.
@@ -132,12 +145,21 @@ impl Definition {
                 &self.columns,
                 self.all_columns,
             ),
-            (self.replica, self.log, &self.role, &self.key),
+            (self.replica, self.log, &self.role, &self.key, &self.uses),
         );
         let bytes = serde_json::to_vec(&parts)
             .expect("strings, numbers and lists of them have a JSON form");
         xxhash_rust::xxh3::xxh3_64(&bytes).to_string()
     }
+}
+
+/// An error if what a where clause depends on is not what it was.
+pub(super) fn require_same(old: &str, now: &str) -> Result<()> {
+    if old == now {
+        return Ok(());
+    }
+    let why = "a function or collation that the where clause uses is another one now";
+    Err(Error::MustRefetch(why.into()))
 }
 
 /// The error for a table that is gone.
@@ -200,6 +222,11 @@ pub(super) fn numbers<'c>(columns: impl IntoIterator<Item = &'c Column>) -> Vec<
 }
 
 pub(super) fn key_names(table: &Table) -> Vec<String> {
+    names_of(table, &table.key)
+}
+
+/// Names of columns by their attribute numbers.
+pub(super) fn names_of(table: &Table, numbers: &[i16]) -> Vec<String> {
     let name = |number: &i16| {
         table
             .columns
@@ -207,5 +234,5 @@ pub(super) fn key_names(table: &Table) -> Vec<String> {
             .find(|column| column.number == *number)
             .map(|c| c.name.clone())
     };
-    table.key.iter().filter_map(name).collect()
+    numbers.iter().filter_map(name).collect()
 }

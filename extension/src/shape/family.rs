@@ -18,6 +18,8 @@ pub struct Family {
     ancestors: Vec<u32>,
     /// Types of the table's columns.
     pub types: Vec<u32>,
+    /// Their names, those of dropped ones included.
+    pub names: Vec<String>,
 }
 
 impl Family {
@@ -45,11 +47,17 @@ impl Family {
             .iter()
             .map(|attribute| attribute.type_oid)
             .collect();
+        let names = facts
+            .attributes
+            .iter()
+            .map(|attribute| attribute.name.clone())
+            .collect();
         Family {
             relid,
             members,
             ancestors,
             types,
+            names,
         }
     }
 

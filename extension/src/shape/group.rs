@@ -431,13 +431,32 @@ impl Group {
 
     /// Removes the shapes for which `gone` says so; returns their ids.
     pub fn remove_if(&mut self, gone: impl Fn(&Shape) -> bool) -> Vec<i32> {
+        self.remove_named(|_| true, gone)
+    }
+
+    /// The same among those that name a column for which `named` says so.
+    pub fn remove_named(
+        &mut self,
+        named: impl Fn(&mut dyn Iterator<Item = &String>) -> bool,
+        gone: impl Fn(&Shape) -> bool,
+    ) -> Vec<i32> {
+        let selected: Vec<bool> = (self.selections.iter())
+            .map(|(columns, _)| named(&mut columns.iter()))
+            .collect();
+        let read: Vec<bool> = (self.templates.iter())
+            .map(|template| {
+                let places = template.iter().flat_map(Template::reads);
+                named(&mut places.filter_map(|place| self.family.names.get(place)))
+            })
+            .collect();
         let mut ids = Vec::new();
         for number in 0..self.clauses.len() {
             let Some(clause) = &mut self.clauses[number] else {
                 continue;
             };
+            let reads = read[clause.template as usize];
             clause.shapes.retain(|shape| {
-                let gone = gone(shape);
+                let gone = (reads || selected[shape.selection as usize]) && gone(shape);
                 ids.extend(gone.then_some(shape.id));
                 !gone
             });

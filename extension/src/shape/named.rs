@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::define::for_current_user;
 use super::definition::Definition;
-use crate::capture::track::as_owner;
+use crate::capture::tracked::as_owner;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::owner::owns_relation;
 use crate::pg::query::qualified;

@@ -54,7 +54,9 @@ impl Filter {
 
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
-    end.concerns(family) || end.shape.as_deref() == Some(&definition.hash)
+    let names = definition.columns.iter().chain(&definition.where_columns);
+    (end.concerns(family) && end.ends_those_with(names))
+        || end.shape.as_deref() == Some(&definition.hash)
 }
 
 /// The error for a shape whose handles ended.

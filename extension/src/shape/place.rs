@@ -7,6 +7,7 @@ use super::definition::Definition;
 use super::overlay::concerns;
 use super::tuple::Table;
 use super::window::{Batch, Log};
+use crate::capture::survey;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
 use crate::pg::relation::{self, Lock, Relation, our_namespace, relation_oid};
@@ -168,6 +169,7 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
 
 /// The same, by a log that is locked, under the active snapshot.
 pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<Batch> {
+    survey::require_seen(definition.relid)?;
     let again = |why: &str| Error::TryAgain(why.into());
     let newest = log
         .newest_batch()

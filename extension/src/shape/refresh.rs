@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use pgrx::pg_sys::Oid;
 
 use super::attached::Ended;
+use super::definition::require_same;
 use super::family::Family;
 use super::group::{Group, Shape};
 use super::overlay::Filter;
@@ -53,8 +54,24 @@ impl Group {
         if others {
             self.routers.iter_mut().for_each(Router::renew);
         }
+        self.empty_selections();
         self.sweep();
         refreshed
+    }
+
+    /// What no shape selects any more may have columns that are no more.
+    fn empty_selections(&mut self) {
+        let shapes = self
+            .clauses
+            .iter()
+            .flatten()
+            .flat_map(|clause| clause.shapes.iter());
+        let used: BTreeSet<u32> = shapes.map(|shape| shape.selection).collect();
+        for (number, (columns, _)) in self.selections.iter_mut().enumerate() {
+            if !used.contains(&(number as u32)) {
+                columns.clear();
+            }
+        }
     }
 
     /// For each template one of its clauses, and all that shapes of it select.
@@ -114,9 +131,11 @@ impl Group {
 
     /// Takes the shapes of a template out and adds those again that still are.
     fn resolve_each(&mut self, resolver: &mut Resolver, template: u32, refreshed: &mut Refreshed) {
-        let role = self.templates[template as usize]
+        let (role, uses) = self.templates[template as usize]
             .as_ref()
-            .map_or(0, |template| template.role);
+            .map_or((0, "".into()), |template| {
+                (template.role, template.uses.clone())
+            });
         let of_template: Vec<u32> = (0..self.clauses.len() as u32)
             .filter(|number| {
                 let clause = self.clauses[*number as usize].as_ref();
@@ -147,6 +166,7 @@ impl Group {
                 where_text: text,
             };
             let add = |lifted: Option<&Lifted>| -> Result<u32> {
+                require_same(&uses, lifted.map_or("", |lifted| &lifted.uses))?;
                 Ok(self.add_shape(shape, role, text, lifted, None))
             };
             match resolver.resolve(asked, add) {
@@ -170,8 +190,10 @@ impl Group {
             let keyless = &mut clause.keyless;
             clause.shapes.retain(|shape| {
                 let asked = self.asked(role, shape.selection, text.as_deref());
-                let outcome = resolver.resolve(asked, |_| {
+                let outcome = resolver.resolve(asked, |lifted| {
                     for keyless in keyless.iter_mut() {
+                        let uses = lifted.map_or("", |lifted| &lifted.uses);
+                        keyless.definition.require_same(uses)?;
                         keyless.filter = Filter::new(&keyless.definition)?;
                     }
                     Ok(())

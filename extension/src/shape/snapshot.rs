@@ -14,6 +14,7 @@ use super::rows::{END, Order, Pieces, RowWriter, Selection, fetch};
 use super::tuple::Table;
 use super::window::Log;
 use super::{cursor, keyless, place};
+use crate::capture::survey;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::attempt::attempt;
 use crate::pg::memory::Context;
@@ -70,6 +71,7 @@ impl Snapshot {
         let mut table = place::open_table(definition)?;
         let log = Log::lock();
         let _latest = Latest::take();
+        survey::require_seen(definition.relid)?;
         place::require(&log, *position)?;
         check_ends(&log, definition, &table, *position)?;
         let no_batch = || Error::MustRefetch("the position is not the end of a batch".into());

@@ -9,7 +9,7 @@ use pgrx::pg_sys::Datum;
 use pgrx::prelude::*;
 use serde_json::{Value, json};
 
-use super::define::canonical;
+use super::define::{Clause, canonical};
 use super::definition::{Definition, check_rights};
 use super::overlay::{Filter, Touched};
 use super::place;
@@ -153,7 +153,11 @@ impl Request {
             .clause
             .as_deref()
             .map(|text| canonical(&table, text, &self.params, known.as_deref()));
-        let (condition, columns) = match condition.transpose() {
+        let Clause {
+            text: condition,
+            columns,
+            ..
+        } = match condition.transpose() {
             Ok(found) => found.unwrap_or_default(),
             Err(refused) => return Ok(Err(json!({"where": in_words_of_subsets(refused)}))),
         };

@@ -12,6 +12,8 @@ pub struct Template {
     pub role: u32,
     /// Equal for clauses of one form.
     pub identity: Rc<str>,
+    /// A digest of what its clauses depend on beside the table.
+    pub uses: Rc<str>,
     /// How the rows are found that its clauses let in.
     pub way: Way,
     /// What is evaluated for each row that is found; None if a row that is found is in.
@@ -51,6 +53,7 @@ impl Template {
         let mut template = Template {
             role,
             identity,
+            uses: lifted.map_or("", |lifted| &lifted.uses).into(),
             way,
             residual: None,
             columns: Vec::new(),
@@ -82,6 +85,17 @@ impl Template {
                 routers[*router].insert(&key, clause);
             }
         }
+    }
+
+    /// Places of all columns that its clauses read.
+    pub fn reads(&self) -> impl Iterator<Item = usize> + '_ {
+        let accesses = match &self.way {
+            Way::Routed(accesses) => &accesses[..],
+            _ => &[],
+        };
+        let parts = accesses.iter().flat_map(|(_, access)| access);
+        let keys = parts.map(|part| part.comparison.column);
+        keys.chain(self.columns.iter().copied())
     }
 
     /// The routers that its clauses are in.

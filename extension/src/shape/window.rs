@@ -47,7 +47,7 @@ pub struct Commit {
 }
 
 /// An end of a table's epoch or of a shape's handles, as the log has it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct End {
     /// The table whose epoch ends.
     pub relid: Option<u32>,
@@ -56,16 +56,26 @@ pub struct End {
     /// Why.
     #[serde(default)]
     pub reason: String,
+    /// Only shapes that name one of these columns end.
+    pub columns: Option<Vec<String>>,
 }
 
 impl End {
-    /// It ends the epoch of a table with this family. That one relation of the family was tracked takes nothing away
-    /// from the others: those among them that were captured before go on being captured.
+    /// It ends the epoch of a table with this family, for all shapes or for some. That one relation of the family was
+    /// tracked takes nothing away from the others: those among them that were captured before go on being captured.
     pub fn concerns(&self, family: &Family) -> bool {
         match self.relid {
             Some(relid) if self.reason == "track" => relid == family.relid,
             Some(relid) => family.has(relid),
             None => false,
+        }
+    }
+
+    /// Among the shapes that it concerns, one that names these columns ends.
+    pub fn ends_those_with<'a>(&self, mut names: impl Iterator<Item = &'a String>) -> bool {
+        match &self.columns {
+            None => true,
+            Some(columns) => names.any(|name| columns.contains(name)),
         }
     }
 }

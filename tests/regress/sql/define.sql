@@ -101,7 +101,7 @@ create table parts_1 partition of parts for values from (0) to (10) partition by
 create table parts_11 partition of parts_1 for values from (0) to (5);
 select array(select jsonb_array_elements_text(d -> 'relids')::oid::regclass) from
   shapefeed._define('{public,parts}', null, null, null, 'default', 'full', null) d;
-insert into shapefeed.tracked (relid, layout, partitions) values ('parts'::regclass, 0, '{}');
+insert into shapefeed.tracked (relid, fingerprint, partitions) values ('parts'::regclass, '{}', '{}');
 select d -> 'tracked' as tracked from shapefeed._define('{public,parts}', null, null, null, 'default', 'full', null) d;
 delete from shapefeed.tracked;
 

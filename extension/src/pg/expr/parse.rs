@@ -9,7 +9,7 @@ use pgrx::{PgRelation, pg_sys};
 
 use super::super::attempt::{Caught, attempt};
 use super::super::list::cells;
-use super::{Refused, Source, check, tree};
+use super::{Refused, Source, check, tree, uses};
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
@@ -36,6 +36,8 @@ pub struct Where {
     pub columns: Vec<i16>,
     /// Those that its text names: folding may have done away with some.
     pub named_columns: Vec<i16>,
+    /// A digest of what it depends on beside the table; empty if that cannot change.
+    pub uses: String,
 }
 
 impl Where {
@@ -135,6 +137,7 @@ unsafe fn analyze_or_raise(
             text,
             columns: columns(tree),
             named_columns: columns(typed),
+            uses: uses::uses(tree),
         })
     }
 }

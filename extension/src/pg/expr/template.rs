@@ -19,6 +19,8 @@ pub struct Lifted {
     pub constants: Vec<Typed>,
     /// How rows are found; None if each must be looked at.
     pub accesses: Option<Vec<Access>>,
+    /// A digest of what it depends on beside the table; empty if that cannot change.
+    pub uses: String,
     /// What is evaluated for a row that was found, constants lifted.
     pub(super) residual: Vec<*mut Node>,
 }
@@ -33,7 +35,8 @@ impl Where {
                 .into_iter()
                 .map(|qual| lift(qual, &mut constants))
                 .collect();
-            let mut identity: String = quals.iter().map(|qual| text(*qual)).collect();
+            let texts = quals.iter().map(|qual| text(*qual));
+            let mut identity: String = texts.chain([self.uses.clone()]).collect();
             let (accesses, mut residual) = match access::plan(&quals, &constants) {
                 _ if lets_none_in(self.tree) => (Some(Vec::new()), Vec::new()),
                 Some(plan) => {
@@ -56,6 +59,7 @@ impl Where {
                 identity,
                 constants,
                 accesses,
+                uses: self.uses.clone(),
                 residual,
             }
         }

@@ -1,0 +1,166 @@
+//! Looking at tables that the server says have changed, whoever changed them: event triggers can be disabled, and do not
+//! see all. The sequencer looks before it gives positions; readers look before they answer.
+//!
+//! What was looked at is remembered until a message about the table comes, so that a look costs nothing where nothing
+//! has changed. Whoever writes a table after a command has waited for that command's lock, and by then the message is
+//! sent: messages that are read after a snapshot tell of every command that one of its writers may have come after.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+
+use super::come_first;
+use super::fingerprint::{Added, Fingerprint, Meaning};
+use super::tracked::{self, Hold, Tracked, as_owner};
+use crate::error::{Error, Result};
+use crate::pg::relation;
+use crate::pg::{invalidation, xact};
+
+#[derive(Default)]
+struct Seen {
+    /// Tracked tables that are what they are known to be.
+    tables: HashSet<u32>,
+    /// Which of them a relation concerns.
+    of: HashMap<u32, Vec<u32>>,
+}
+
+thread_local! {
+    static SEEN: RefCell<Seen> = RefCell::new(Seen::default());
+    /// Something has changed since the sequencer looked.
+    static STALE: Cell<bool> = const { Cell::new(true) };
+}
+
+impl Seen {
+    fn remember(&mut self, table: &Fingerprint) {
+        let parts = [table.relids(), table.rows.clone()].concat();
+        self.remember_as(table.layout.relid, &parts);
+    }
+
+    fn remember_as(&mut self, relid: u32, parts: &[u32]) {
+        self.tables.insert(relid);
+        for part in parts {
+            let of = self.of.entry(*part).or_default();
+            if !of.contains(&relid) {
+                of.push(relid);
+            }
+        }
+    }
+
+    /// Forgets the tables that a relation concerns; true if there are any.
+    fn forget(&mut self, relid: u32) -> bool {
+        let mut any = false;
+        for table in self.of.remove(&relid).unwrap_or_default() {
+            any |= self.tables.remove(&table);
+        }
+        any
+    }
+}
+
+/// The server says that a relation, or anything (0), has changed.
+pub fn forget(relid: u32) {
+    let any = SEEN.with_borrow_mut(|seen| {
+        if relid == 0 {
+            *seen = Seen::default();
+            return true;
+        }
+        seen.forget(relid)
+    });
+    if any {
+        look_again();
+    }
+}
+
+/// The next look is at all tables that it does not know.
+pub fn look_again() {
+    STALE.set(true);
+}
+
+/// Something has changed since the last look. Ask under the snapshot that is to be judged.
+pub fn is_stale() -> bool {
+    invalidation::accept();
+    STALE.get()
+}
+
+/// As far as is known without asking.
+pub fn is_stale_already() -> bool {
+    STALE.get()
+}
+
+/// The sequencer's look, in a transaction of its own: notes in the log what has ended unnoticed. The notes come first in
+/// the batch of the next step, before whatever has been written since. Returns the tables whose capture has begun, if
+/// they have no position to begin at; and whether some table must be looked at again, because a command is at it.
+pub fn look() -> Look {
+    xact::register_callbacks();
+    invalidation::watch_tables();
+    STALE.set(false);
+    let known: Vec<u32> = SEEN.with_borrow(|seen| seen.tables.iter().copied().collect());
+    let mut look = Look {
+        begun: begun(),
+        again: false,
+    };
+    for old in tracked::all_but(&known) {
+        look.again |= !look_at(&old);
+    }
+    look
+}
+
+/// What came of a look.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Tables that have no position to begin at.
+    pub begun: Vec<u32>,
+    /// Some table could not be looked at.
+    pub again: bool,
+}
+
+/// False if a command is at the table.
+fn look_at(old: &Tracked) -> bool {
+    let now = Fingerprint::of(old.relid);
+    if now.is_none() || now != old.fingerprint {
+        let same = |held: &Tracked| held.fingerprint == old.fingerprint;
+        if !tracked::find(old.relid, Hold::Skip).is_some_and(|held| same(&held)) {
+            return false;
+        }
+        come_first();
+        tracked::settle(old, now.as_ref(), Added::Unknown);
+    }
+    if let Some(now) = now {
+        SEEN.with_borrow_mut(|seen| seen.remember(&now));
+    }
+    true
+}
+
+/// Tables that are tracked, not left out, and have no position yet.
+fn begun() -> Vec<u32> {
+    let query = "select array_agg(t.relid::int8) from shapefeed.tracked t where t.since is null
+                   and not exists (select from shapefeed.gap g where g.relid = t.relid)
+                   and not exists (select from shapefeed.closing_gap g where g.relid = t.relid)";
+    let relids: Option<Vec<i64>> = tracked::read_one(query, &[]);
+    relids
+        .unwrap_or_default()
+        .into_iter()
+        .map(|relid| relid as u32)
+        .collect()
+}
+
+/// An error if what ends by a change of the table is not in the log yet. Ask under the snapshot that is read with.
+pub fn require_seen(relid: u32) -> Result<()> {
+    xact::register_callbacks();
+    invalidation::watch_tables();
+    invalidation::accept();
+    for table in std::iter::once(relid).chain(relation::ancestors(relid)) {
+        if SEEN.with_borrow(|seen| seen.tables.contains(&table)) {
+            continue;
+        }
+        let Some(old) = as_owner(|| tracked::find(table, Hold::No)) else {
+            // Until it gets a trigger, of which there is a message.
+            SEEN.with_borrow_mut(|seen| seen.remember_as(table, &[table]));
+            continue;
+        };
+        let now = as_owner(|| Fingerprint::of(table))
+            .filter(|now| tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing);
+        let now =
+            now.ok_or_else(|| Error::TryAgain("the table has changed a moment ago".into()))?;
+        SEEN.with_borrow_mut(|seen| seen.remember(&now));
+    }
+    Ok(())
+}

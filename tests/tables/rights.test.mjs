@@ -1,0 +1,50 @@
+// Rights of a sidecar's role: what is taken away ends what is served at once; given back, everything is as it was. The log
+// is as exact as before, so nothing is said in it.
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { served, waitFor } from '../lib/index.mjs'
+import { LiveClient } from './client.mjs'
+
+const site = served({
+  schema: `create role plain login; create role many login; create role owning;
+    create table t (id int primary key, v text); insert into t values (1, 'a');
+    create table untouched (id int primary key); insert into untouched values (1);
+    call shapefeed.track('t'); call shapefeed.track('untouched');
+    grant select on t, untouched to plain; select shapefeed.grant_sidecar('plain');`,
+})
+
+const takenAndGiven = [
+  ['revoke select on t from plain', 'grant select on t to plain'],
+  ['revoke select on t from plain; grant select (id) on t to plain', 'grant select on t to plain'],
+  ['alter table t enable row level security', 'alter table t disable row level security'],
+  ['revoke select on t from plain; grant select on t to many; grant many to plain', 'grant select on t to plain', 'goes on'],
+  ['alter table t owner to owning', 'select 1', 'goes on'],
+  ["create policy p on t using (id = 1); grant insert on t to plain", 'drop policy p on t', 'goes on'],
+]
+
+let plain
+for (const [taken, given, outcome] of takenAndGiven) {
+  test(taken, async () => {
+    plain ??= await site.another({ databaseUrl: site.database.urlAs('plain'), env: { SHAPEFEED_AUTO_TRACK: 'false', SHAPEFEED_LONG_POLL_TIMEOUT_MS: '2000' } })
+    const client = await LiveClient.started(plain.api, { table: 't' })
+    const other = await LiveClient.started(plain.api, { table: 'untouched' })
+    const { handle } = client
+    const ends = async () => (await site.client.query('select count(*)::int from shapefeed.commit where ends is not null')).rows[0].count
+    const before = await ends()
+    await site.sql(taken)
+    await site.sql("update t set v = v || 'b'")
+    const truth = async () => (await site.client.query('select v from t')).rows[0].v
+    const same = async () => client.follower.upToDate && client.follower.values[0]?.v === await truth()
+    if (outcome !== 'goes on') {
+      await waitFor(() => client.refusal?.status === 400, { what: 'the role gets nothing' })
+      assert.ok(client.refetches <= 1)
+    }
+    await site.sql(given)
+    await waitFor(same, { what: 'the copy equals the table' })
+    if (outcome === 'goes on') assert.deepEqual([client.refetches, client.handle], [0, handle])
+    assert.ok(!client.failure && client.refetches <= 1)
+    assert.equal(other.refetches, 0)
+    assert.equal(await ends(), before)
+    await Promise.all([client.stop(), other.stop()])
+  })
+}
