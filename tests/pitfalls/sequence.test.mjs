@@ -247,7 +247,7 @@ test('H12 databases can be dropped as soon as the server has started', async (t)
     assert.deepEqual(await database.query('select worker from shapefeed.status'), [{ worker: 'running' }])
     await database.client.end()
     await own.restart()
-    await database.drop()
+    await own.psql(`drop database ${database.name}`)
   }
 })
 
