@@ -264,7 +264,7 @@ test('M6 images from before and after DDL in one transaction have the layouts th
   assert.deepEqual(records.map((record) => [record.old.row, record.new.row]), [
     [{ id: 1, v: 7 }, { id: 1, v: 8 }],
     [{ id: 1, v: 8n }, { id: 1, v: 9n }],
-    [{ id: 1, v: 9n, w: null }, { id: 1, v: 10n, w: 'w' }], // stored before the column was: its default is in the catalog
+    [{ id: 1, v: 9n, w: 'w' }, { id: 1, v: 10n, w: 'w' }], // stored before the column was, whose default is in the catalog
     [{ id: 1, u: 10n, w: 'w' }, { id: 1, u: 11n, w: 'w' }],
   ])
   const [{ relid }] = await database.query(`select 'n'::regclass::oid relid`)
