@@ -36,7 +36,7 @@ pub fn flush<S: Spill>(
     let bytes = buffer.in_memory_bytes();
     let packer = Packer::new(before, layouts, bytes.min(CHUNK_BYTES));
     if layouts.is_empty() && !packer.full && !buffer.is_spilled() && bytes <= INLINE_BYTES {
-        return packer.pack(buffer);
+        return xact::with_any_snapshot(|| packer.pack(buffer));
     }
     xact::with_transaction_snapshot(|| packer.pack(buffer))
 }
