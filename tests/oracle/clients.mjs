@@ -1,5 +1,5 @@
-// Clients as the world has them: their connections break in the middle of an answer, they ask this sidecar and then the
-// other, stay away, and now and then begin again. Each checks every message against what it holds, and keeps what it held
+// Clients as the world has them: their connections break in the middle of an answer, they ask this sidecar and then
+// another, stay away, and now and then begin again. Each checks every message against what it holds, and keeps what it held
 // at each position where it was told that it is up to date.
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
@@ -12,7 +12,7 @@ const gone = Symbol('no answer')
 /** What all clients of a run count together. */
 export class Books {
   constructor() {
-    Object.assign(this, { requests: 0, initial: 0, restarts: 0, cut: 0, failed: 0, unavailable: 0, conflicts: [], inFlight: 0,
+    Object.assign(this, { requests: 0, initial: 0, restarts: 0, cut: 0, failed: 0, unavailable: 0, far: 0, conflicts: [], inFlight: 0,
       operations: { insert: 0, update: 0, delete: 0 }, keyChanges: 0, checked: 0, chunks: new Map(), paths: new Map(), repeated: 0 })
   }
 
@@ -82,7 +82,7 @@ export class Client {
       books.unavailable++
       await sleep(50 + random.below(100))
     } else if (answer.status === 409) this.refused(answer)
-    else this.accept(answer, live, asked, params)
+    else this.accept(answer, sidecar, asked)
   }
 
   /** The whole answer, or `gone`. */
@@ -124,11 +124,11 @@ export class Client {
   refused(answer) {
     const handle = answer.headers['electric-handle']
     assert.notEqual(handle, this.handle, 'a 409 names another handle')
-    this.books.conflicts.push({ shape: this.shape, handle: this.handle, offset: this.offset })
+    this.books.conflicts.push({ shape: this.shape, handle: this.handle, offset: this.offset, replacement: handle })
     this.begin(this.handle)
   }
 
-  accept({ status, headers, text, path }, live, asked, params) {
+  accept({ status, headers, text, path }, sidecar, asked) {
     assert.equal(status, 200, `${status} ${text}`)
     const header = (name) => headers[`electric-${name}`]
     const messages = JSON.parse(text)
@@ -136,6 +136,7 @@ export class Client {
     if (this.handle) assert.equal(same(header('handle')), same(this.handle), 'an answer stays with the definition, and with the snapshot while that is read')
     this.books.keep(path, text, new Headers(headers), this.shape)
     this.handle = header('handle')
+    if (sidecar.isFar) this.books.far++
     this.offset = header('offset')
     this.cursor = header('cursor') ?? this.cursor
     this.expired = undefined
@@ -160,6 +161,7 @@ export class Client {
 
   apply({ key, value, headers, old_value: old }) {
     const { shape, rows, books } = this
+    this.strip(value)
     const { operation, lsn } = headers
     this.changed = true
     if (lsn !== undefined) {
@@ -180,6 +182,14 @@ export class Client {
       assert.deepEqual(value, Object.fromEntries(members.map((name) => [name, held[name]])), `delete of ${key}`)
       rows.delete(key)
     } else this.update(key, held, value, old)
+  }
+
+  /** Columns that came later are in shapes of all columns, and null. */
+  strip(value) {
+    for (const name of this.shape.table.added.filter((added) => added in value)) {
+      assert.deepEqual([value[name], this.shape.request.columns], [null, undefined], name)
+      delete value[name]
+    }
   }
 
   update(key, held, value, old) {

@@ -27,29 +27,34 @@ test('clients hold what SELECT gives, whatever happens', async (t) => {
   assert.deepEqual(tooLittle(site), [], 'enough was to be seen')
 })
 
-/** What happens in a round: something is killed; in two, shapes end as well. */
+/** What happens in a round: something is killed; tables are altered and emptied, shapes deleted. */
 function happening(round) {
   return async (site) => {
     const kill = kills[(round - 1) % kills.length]
     if (round % 10 === 2) await site.truncate(site.tables.find(({ table }) => table === 'texts'))
     if (round % 10 === 5) for (const shape of site.shapes.slice(0, 5)) await site.rotate(shape)
+    if (round % 3 === 0) await site.maintain(site.random.pick(site.tables))
+    if (round % 5 === 1) for (let i = 0; i < 3; i++) await site.addColumn(site.random.pick(site.tables.filter(({ keyless }) => !keyless)))
     if (kill) await site.kill(kill)
   }
 }
 
-function report({ books, counts, killed, shapes, transitions }) {
+function report({ books, counts, killed, ddl, transitions }) {
   const { chunks, paths, conflicts, ...seen } = books
   console.log({ ...seen, chunks: chunks.size, conflicts: conflicts.length })
-  console.log({ ...counts, transitions, killed: killed.length })
+  console.log({ ...counts, transitions, ddl, killed: killed.length })
 }
 
 /** Floors that are not reached: below them the run says nothing. */
-function tooLittle({ books, killed, shapes, transitions }) {
+function tooLittle({ books, ddl, killed, shapes, transitions }) {
   const fair = shapes.filter(({ share }) => share >= 0.01 && share <= 0.99).length
   const floors = [
     ['shapes that select 1 to 99 % of the rows', fair, 0.3 * shapes.length],
     ...Object.entries(transitions).map(([what, seen]) => [what, seen, 100]),
     ['kills with a request in flight', killed.filter(({ inFlight }) => inFlight > 0).length, 3],
+    ['answers of the standby', books.far, 5 * shapes.length],
+    ['columns added', ddl['add column'] ?? 0, 3],
+    ['tables rewritten', ddl['vacuum full'] ?? 0, 1],
     ['legal 409s', books.conflicts.length, 1],
     ['restarts from zero', books.restarts, 10],
     ['connections cut', books.cut, 30],

@@ -51,7 +51,7 @@ const computed = { name: 'twice', sql: '"twice"', type: 'int8', kind: 'int', lit
 
 const columnNames = ['v', 'Mixed Case', 'select', 'ünï', 'with "quotes"', 'a_b', 'x', 'y', 'z', 'w']
 
-/** Tables: { table, sqlName, columns, key (names), keyColumns, others, flags of the kind }. */
+/** Tables: { table, sqlName, columns, key (names), keyColumns, others, added (names of columns that came later), flags of the kind }. */
 export function randomTables(random, share = 1) {
   const deck = []
   const deal = () => {
@@ -65,7 +65,7 @@ export function randomTables(random, share = 1) {
     if (kind.references) others.push({ name: 'plain_id', type: 'int4', kind: 'int', literals: numbers(60), reference: true })
     const columns = random.chance(0.5) ? [...keyColumns, ...others] : [...others.slice(0, 2), ...keyColumns, ...others.slice(2)]
     for (const column of columns) column.sql = name(column.name)
-    return { ...kind, sqlName: name(kind.table), columns, keyColumns, others, computed: kind.generated ? [computed] : [] }
+    return { ...kind, sqlName: name(kind.table), columns, keyColumns, others, computed: kind.generated ? [computed] : [], added: [] }
   })
 }
 

@@ -1,12 +1,13 @@
-// Everything that runs: a cluster with random tables, writers, two sidecars and clients; and rounds in which they all work.
+// Everything that runs: a cluster with random tables, writers, two sidecars, a third one beside a standby, and clients; and
+// rounds in which they all work.
 import assert from 'node:assert/strict'
 import { setMaxListeners } from 'node:events'
-import { freshDatabase, sleep, startCluster, startSidecar, waitFor } from '../lib/index.mjs'
+import { freshDatabase, sleep, startCluster, startSidecar, startStandby, waitFor } from '../lib/index.mjs'
 import { randomFrom } from '../lib/random.mjs'
 import { Books, Client } from './clients.mjs'
 import { randomTables, schemaSql } from './schema.mjs'
 import { assertSelect, compare, describe, randomShapes } from './shapes.mjs'
-import { Truth, auditSql, newTransitions } from './truth.mjs'
+import { Truth, auditFunctionSql, auditSql, newTransitions } from './truth.mjs'
 import { Writer, newCounts } from './workload.mjs'
 
 const writers = 4
@@ -17,6 +18,7 @@ export class Site {
   counts = newCounts()
   transitions = newTransitions()
   ends = [] // { table, shape, position }: what may be answered with 409
+  ddl = {}
   killed = []
 
   constructor(seed) {
@@ -36,7 +38,9 @@ export class Site {
     await this.truth.read()
     this.shapes = await randomShapes(this.random, this.tables, shapeCount, this)
     for (const shape of this.shapes) await this.truth.judge(shape)
-    this.sidecars = [await this.sidecar(), await this.sidecar()]
+    this.standby = await startStandby(this.cluster, { conf: ['wal_retrieve_retry_interval=200ms'] })
+    const far = await startSidecar({ databaseUrl: this.standby.urlOf(this.database.name), env: this.env })
+    this.sidecars = [await this.sidecar(), await this.sidecar(), Object.assign(far, { isFar: true })]
     this.clients = this.shapes.map((shape, i) => this.client(shape, i))
     this.writers = Array.from({ length: writers }, (_, number) => new Writer({ ...this, number }))
     return this
@@ -63,6 +67,7 @@ export class Site {
   async stop() {
     for (const client of this.clients ?? []) client.stop()
     await Promise.all((this.sidecars ?? []).map((sidecar) => sidecar.stop()))
+    await this.standby?.stop()
     await this.cluster?.stop()
   }
 
@@ -111,11 +116,15 @@ export class Site {
     for (const conflict of books.conflicts) this.assertLegal(conflict)
   }
 
-  /** A 409 is legal when something ended the handle: after its snapshot, and before it was used. */
-  assertLegal({ shape, handle, offset }) {
-    const pin = BigInt(handle.split('-')[1])
-    const legal = this.ends.some((end) => (end.table === shape.table || end.shape === shape) && end.position >= pin)
-    assert.ok(legal, `409 for ${handle} at ${offset}, which nothing ended: ${describe(shape)}`)
+  /**
+   * A 409 is legal when something ended the handle: after its snapshot, and before it was used; or when all columns are not
+   * what they were, so that the request now is for another shape.
+   */
+  assertLegal({ shape, handle, offset, replacement }) {
+    const [hash, pin] = handle.split('-')
+    const ended = this.ends.some((end) => (end.table === shape.table || end.shape === shape) && end.position >= BigInt(pin))
+    const another = shape.table.added.length > 0 && shape.request.columns === undefined && ![undefined, hash].includes(replacement?.split('-')[0])
+    assert.ok(ended || another, `409 for ${handle} at ${offset}, which nothing ended: ${describe(shape)}`)
   }
 
   /** Kills something, and counts whether requests were under way. */
@@ -135,6 +144,28 @@ export class Site {
     this.ends.push({ table, position: BigInt(position) })
   }
 
+  /** Adds a column, which ends shapes that select all of them and no others; it stays null. */
+  async addColumn(table) {
+    const added = `added_${table.added.length}`
+    table.added.push(added)
+    table.stored.push({ sql: added })
+    await this.alter('add column', `begin; alter table ${table.sqlName} add column ${added} int; ${auditFunctionSql(table)}; commit`)
+  }
+
+  /** What changes nothing that a shape could tell. */
+  async maintain({ sqlName }) {
+    await this.alter('create index', `create index some_index on ${sqlName} (grp)`)
+    await this.alter('reindex', `reindex table ${sqlName}`)
+    await this.alter('drop index', 'drop index some_index')
+    await this.alter('vacuum full', `vacuum full ${sqlName}`)
+  }
+
+  /** Writers may be in the way so that one of both has to give in. */
+  async alter(what, sql) {
+    await waitFor(() => this.query(sql).catch((error) => this.query('rollback').then(() => { throw error })), { what: sql, timeoutMs: 30_000 })
+    this.ddl[what] = (this.ddl[what] ?? 0) + 1
+  }
+
   /** Has a client's shape deleted over HTTP. */
   async rotate(shape) {
     const query = new URLSearchParams(Object.entries(shape.request).filter(([, value]) => value !== undefined))
@@ -147,7 +178,7 @@ export class Site {
     return BigInt((await this.query('select head from shapefeed._head()')).rows[0].head)
   }
 
-  /** Asks both sidecars for chunks that were closed before; `Books` compares. Returns how many answers were chunks. */
+  /** Asks all sidecars for chunks that were closed before; `Books` compares. Returns how many answers were chunks. */
   async askAgain(count) {
     const asked = [...this.books.chunks.keys()]
     const before = this.books.repeated
@@ -157,7 +188,7 @@ export class Site {
         const answer = await fetch(`${sidecar.url}${path}`)
         const text = await answer.text()
         if (answer.status === 200) this.books.keep(path, text, answer.headers, shape)
-        else if (answer.status === 409) this.assertLegal({ shape, handle: new URLSearchParams(path.split('?')[1]).get('handle') ?? '0-0-0', offset: path })
+        else if (answer.status === 409) this.assertLegal({ shape, handle: new URLSearchParams(path.split('?')[1]).get('handle') ?? '0-0-0', offset: path, replacement: answer.headers.get('electric-handle') ?? undefined })
         else assert.equal(answer.status, 503, text)
       }
     }

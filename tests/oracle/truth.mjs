@@ -7,23 +7,28 @@ import { printing } from '../lib/types.mjs'
 /** SQL that makes the audit of the tables: one row per row change, with both versions as the table's row type. */
 export function auditSql(tables) {
   return ['create schema audit;', ...tables.map((table, i) => {
-    const row = (version) => `row(${table.stored.map(({ sql }) => `${version}.${sql}`).join(', ')})::${table.sqlName}`
-    table.audit = `audit.a${i}`
+    Object.assign(table, { audit: `audit.a${i}`, auditFunction: `audit.f${i}()` })
     return `
       create table ${table.audit} (seq bigserial, xid xid8 default pg_current_xact_id(), old ${table.sqlName}, new ${table.sqlName});
       insert into ${table.audit} (new) select t from ${table.sqlName} t;
-      create function audit.f${i}() returns trigger language plpgsql as $$
-      begin
-        if tg_op = 'TRUNCATE' then
-          insert into ${table.audit} (old) select t from ${table.sqlName} t;
-        else
-          insert into ${table.audit} (old, new) values (case when tg_op <> 'INSERT' then ${row('old')} end, case when tg_op <> 'DELETE' then ${row('new')} end);
-        end if;
-        return null;
-      end $$;
-      create trigger zz_audit after insert or update or delete on ${table.sqlName} for each row execute function audit.f${i}();
-      create trigger zz_audit_truncate before truncate on ${table.sqlName} for each statement execute function audit.f${i}();`
+      ${auditFunctionSql(table)}
+      create trigger zz_audit after insert or update or delete on ${table.sqlName} for each row execute function ${table.auditFunction};
+      create trigger zz_audit_truncate before truncate on ${table.sqlName} for each statement execute function ${table.auditFunction};`
   })].join('\n')
+}
+
+/** SQL that makes the function of a table's audit, with the columns that the table has now. */
+export function auditFunctionSql(table) {
+  const row = (version) => `row(${table.stored.map(({ sql }) => `${version}.${sql}`).join(', ')})::${table.sqlName}`
+  return `create or replace function ${table.auditFunction} returns trigger language plpgsql as $$
+    begin
+      if tg_op = 'TRUNCATE' then
+        insert into ${table.audit} (old) select t from ${table.sqlName} t;
+      else
+        insert into ${table.audit} (old, new) values (case when tg_op <> 'INSERT' then ${row('old')} end, case when tg_op <> 'DELETE' then ${row('new')} end);
+      end if;
+      return null;
+    end $$;`
 }
 
 const asText = { getTypeParser: () => (value) => value }

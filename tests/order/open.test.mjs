@@ -1,5 +1,5 @@
 // A transaction that stays open holds nobody up: while a thousand others commit each second, what they wrote is at the
-// client as soon as before, and the sequencer works no harder for each of them.
+// client as soon as before, and the sequencer works no harder for each of them. SHAPEFEED_TEST_OPEN_SECONDS: for how long.
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -8,7 +8,7 @@ import { test } from 'node:test'
 import { freshDatabase, pgBin, scale, scratchDir, sleep, startCluster, startSidecar, waitFor, ShapeApi } from '../lib/index.mjs'
 import { sequencerOf } from '../bench/lib/cluster.mjs'
 
-const openMs = 30_000 * scale
+const openMs = Number(process.env.SHAPEFEED_TEST_OPEN_SECONDS ?? 30 * scale) * 1000
 const windowMs = 8_000
 const perSecond = 1000
 

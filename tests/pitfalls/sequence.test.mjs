@@ -239,19 +239,44 @@ test('H12 who may not drop or copy a database does not stop its sequencer', asyn
   }
 })
 
-test('H12 databases can be dropped as soon as the server has started, and their slots serve others', async (t) => {
+test('H12 databases can be dropped as soon as the server has started', async (t) => {
+  const own = await startCluster({ conf })
+  t.after(() => own.stop())
+  for (let round = 0; round < 3; round++) {
+    const database = await trackedDatabase(own, pair, ['n'])
+    assert.deepEqual(await database.query('select worker from shapefeed.status'), [{ worker: 'running' }])
+    await database.client.end()
+    await own.restart()
+    await own.psql(`drop database ${database.name}`)
+  }
+})
+
+test('H12 the slots of databases that are gone serve others, while the server goes on', async (t) => {
   const own = await startCluster({ conf: [...conf, 'shapefeed.max_databases=2'] })
   t.after(() => own.stop())
   for (let round = 0; round < 3; round++) {
     // The second is dropped without the extension: its slot is nobody's as well.
     const [first, second] = [await trackedDatabase(own, pair, ['n']), await trackedDatabase(own, pair, ['n'])]
-    assert.deepEqual(await first.query('select worker from shapefeed.status'), [{ worker: 'running' }])
+    for (const one of [first, second]) assert.deepEqual(await one.query('select worker from shapefeed.status'), [{ worker: 'running' }])
     await second.query('drop extension shapefeed')
     await Promise.all([first.client.end(), second.client.end()])
-    await own.restart()
     await first.drop()
     await second.drop()
   }
+})
+
+test('H12 a database that found no slot gets its sequencer when another one is dropped, without a writer', async (t) => {
+  const own = await startCluster({ conf: [...conf, 'shapefeed.max_databases=1'] })
+  t.after(() => own.stop())
+  const first = await trackedDatabase(own, pair, ['n'])
+  const second = await freshDatabase(own)
+  await second.psql(`${pair}; call shapefeed.track('n')`)
+  const worker = () => second.psql('select worker from shapefeed.status')
+  assert.notEqual(await worker(), 'running')
+  await first.client.end()
+  await first.drop()
+  await waitFor(async () => await worker() === 'running', { what: 'a sequencer runs', timeoutMs: 20_000 })
+  await waitFor(async () => await second.psql('select ready from shapefeed.tracked_tables') === 't', { what: 'what waited is sequenced' })
 })
 
 test('H12 the launcher finds the databases at start, without a writer', async (t) => {

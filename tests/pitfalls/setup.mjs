@@ -52,6 +52,17 @@ export function replay(transactions, table) {
   return [...rows.values()].sort((a, b) => a.id - b.id)
 }
 
+/** What operations of the extension make of no rows; or what does not fit. */
+export function applied(operations) {
+  const rows = new Map()
+  for (const { operation, key, value } of operations) {
+    if (rows.has(key) === (operation === 'insert')) throw new Error(`${operation} of ${key} does not fit`)
+    if (operation === 'delete') rows.delete(key)
+    else rows.set(key, { ...rows.get(key), ...value })
+  }
+  return [...rows.values()].sort((a, b) => a.id - b.id)
+}
+
 /** Reasons for which `relid` or a shape ends, in the order of the log. */
 export function endsOf(transactions, relid) {
   return transactions.flatMap(({ notes }) => notes).flatMap(({ ends }) => ends ?? [])

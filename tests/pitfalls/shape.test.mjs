@@ -67,6 +67,29 @@ test('C2 rows as of a position: keys that are swapped and shifted, rows without 
   assert.deepEqual(final, (await database.query('select id::text, v from sw order by sw.id')))
 })
 
+test('C5 a rewrite takes the defaults of added columns out of the catalog: images from before have them', async () => {
+  for (const key of ['primary key', '']) {
+    const database = await trackedDatabase(cluster, `
+      create table n (id int ${key}, v int);
+      insert into n values (1, 1), (2, 2), (3, 3);
+      alter table n add w text default 'w'`, ['n'])
+    await database.query('insert into n values (4, 4)')
+    await database.sequenced()
+    const position = await database.head()
+    const before = await rowsAsOf(database, 'n', position)
+    assert.equal(before.length, 4)
+    await database.query('delete from n where id = 1; update n set v = 20 where id = 2')
+    await database.query('vacuum full n')
+    assert.deepEqual(await database.query(`select id from n where w is distinct from 'w'`), [])
+    assert.deepEqual(await rowsAsOf(database, 'n', position), before)
+    await database.sequenced()
+    const of = async (where) => (await database.query(`select operation, value from shapefeed.changes('n', $1, from_position => $2, replica => 'full')`, [where, position]))
+      .map(({ operation, value }) => `${operation} ${value.id} ${value.v} ${value.w}`).sort()
+    assert.deepEqual(await of('w is null'), [])
+    assert.deepEqual(await of(`w = 'w'`), key ? ['delete 1 1 w', 'update 2 20 w'] : ['delete 1 1 w', 'delete 2 2 w', 'insert 2 20 w'])
+  }
+})
+
 test('C5 a reader whose snapshot is older than a TRUNCATE or a rewrite does not take the empty table for the truth', async () => {
   for (const change of ['truncate n', 'alter table n alter v type text']) {
     const database = await trackedDatabase(cluster, 'create table n (id int primary key, v int)', ['n'])

@@ -186,14 +186,17 @@ test('a client that is slow but takes its answer gets all of it', async () => {
   assert.equal(taken, length)
 })
 
-test('drain: held requests are answered as at their end, and connections are told to close', async () => {
+test('drain: held requests are answered as at their end, and connections are told to close', async (t) => {
   const { sidecar, api } = await site.another()
   const follower = await api.follow({ table: 'items' })
   const query = `/v1/shape?table=items&handle=${follower.handle}&offset=${follower.offset}&live&cursor=`
   const agent = new http.Agent({ keepAlive: true })
+  t.after(() => agent.destroy())
   const first = send(sidecar.url, query, { agent })
   const { client, get } = await session(sidecar.url)
-  const goaway = once(client, 'goaway')
+  t.after(() => client.destroy())
+  let toldToClose = false
+  client.once('goaway', () => { toldToClose = true })
   const second = get(query)
   await waitFor(async () => /shapefeed_live_requests 2/.test((await send(sidecar.url, '/metrics')).text), { what: 'two held requests' })
   const began = Date.now()
@@ -205,8 +208,7 @@ test('drain: held requests are answered as at their end, and connections are tol
     assert.ok(answer.headers['electric-handle'] && answer.headers['electric-cursor'])
   }
   assert.equal((await first).headers.connection, 'close')
-  await goaway
+  await waitFor(() => toldToClose, { timeoutMs: 5000, what: 'a GOAWAY' })
   assert.deepEqual(await stopped, { code: 0, signal: null })
   assert.ok(Date.now() - began < 5000)
-  agent.destroy()
 })

@@ -43,7 +43,7 @@ pub fn flush<S: Spill>(
     };
     let packer = Packer::new(before, seq, layouts, bytes.min(CHUNK_BYTES));
     if layouts.is_empty() && !packer.full && !buffer.is_spilled() && bytes <= INLINE_BYTES {
-        return packer.pack(buffer);
+        return xact::with_any_snapshot(|| packer.pack(buffer));
     }
     xact::with_transaction_snapshot(|| packer.pack(buffer))
 }

@@ -147,11 +147,12 @@ impl Change {
             if has_external(self.old) || has_external(self.new) {
                 return self.put_with_out_of_line_values(out, limit);
             }
+            let desc = (*self.relation.raw()).rd_att;
             if !self.old.is_null() {
-                record::put_old(out, tid(self.old), image(self.old), &[]);
+                record::put_old(out, tid(self.old), image(whole(self.old, desc)), &[]);
             }
             if !self.new.is_null() {
-                record::put_new(out, tid(self.new), image(self.new));
+                record::put_new(out, tid(self.new), image(whole(self.new, desc)));
             }
         }
         true
@@ -306,6 +307,23 @@ unsafe fn tid(tuple: pg_sys::HeapTuple) -> Tid {
     Tid {
         block: (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo),
         offset: pointer.ip_posid,
+    }
+}
+
+/// A version with the values of columns that were added after it was stored: until the table is rewritten they are in the
+/// catalog alone, and from then on in the rows alone.
+unsafe fn whole(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc) -> pg_sys::HeapTuple {
+    // SAFETY: the tuple is of this descriptor; a copy lives in the trigger's memory context, which is reset after each row.
+    unsafe {
+        let stored = u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
+        let constraints = (*desc).constr;
+        if stored as i32 >= (*desc).natts
+            || constraints.is_null()
+            || (*constraints).missing.is_null()
+        {
+            return tuple;
+        }
+        pg_sys::heap_expand_tuple(tuple, desc)
     }
 }
 

@@ -129,6 +129,18 @@ pub fn with_transaction_snapshot<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Runs `f`, which looks at no snapshot, where Postgres asserts that one is active: whoever writes to a table that has a TOAST
+/// table might need it. Takes none, which would cost more than a small write.
+pub fn with_any_snapshot<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: as above; what is pushed is a copy.
+    unsafe {
+        pg_sys::PushActiveSnapshot(&raw mut pg_sys::SnapshotAnyData);
+        let value = f();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
+}
+
 /// Lets go of the snapshot that catalog look-ups keep.
 pub fn forget_catalog_snapshot() {
     // SAFETY: no catalog scan is open.

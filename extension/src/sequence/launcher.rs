@@ -19,25 +19,29 @@ const VISIT_MS: i64 = 10_000;
 pub fn run() {
     background::connect_without_database();
     shmem::register_launcher();
-    if visit_all() == Wake::Stop {
+    if visit_without_slot() == Wake::Stop {
         return;
     }
     let mut started_us: HashMap<u32, i64> = HashMap::new();
     loop {
-        let waiting = start_wanted(&mut started_us);
+        let Started { waiting, released } = start_wanted(&mut started_us);
+        if released && visit_without_slot() == Wake::Stop {
+            return;
+        }
         if background::wait(if waiting { RETRY_MS } else { IDLE_MS }) == Wake::Stop {
             return;
         }
     }
 }
 
-/// Looks once into each database for the extension, one after the other.
-fn visit_all() -> Wake {
+/// Looks into each database that has no slot for the extension, one after the other.
+fn visit_without_slot() -> Wake {
     let only = guc::databases();
     let databases = background::in_transaction(database::all);
     for database in databases
         .into_iter()
         .filter(|d| only.is_empty() || only.contains(&d.name))
+        .filter(|d| shmem::existing_slot(d.oid).is_none())
     {
         let Some(worker) = background::start_sequencer(database.oid) else {
             continue;
@@ -56,18 +60,28 @@ fn visit_all() -> Wake {
     Wake::Look
 }
 
-/// Starts the sequencers that are wanted and do not run. Says whether one must be looked at again soon.
-fn start_wanted(started_us: &mut HashMap<u32, i64>) -> bool {
+/// What came of a look at the slots.
+#[derive(Default)]
+struct Started {
+    /// One must be looked at again soon.
+    waiting: bool,
+    /// One is free now: a database that found none may have it.
+    released: bool,
+}
+
+/// Starts the sequencers that are wanted and do not run.
+fn start_wanted(started_us: &mut HashMap<u32, i64>) -> Started {
+    let mut outcome = Started::default();
     let without = |slot: &&Slot| slot.database() != 0 && slot.worker_pid() == 0;
     if !shmem::slots().iter().any(|slot| without(&slot)) {
-        return false;
+        return outcome;
     }
     let databases = background::in_transaction(database::all);
     let exists = |oid| databases.iter().any(|database| database.oid == oid);
-    let mut waiting = false;
     for slot in shmem::slots().iter().filter(without) {
         if !exists(slot.database()) {
             slot.release();
+            outcome.released = true;
             continue;
         }
         if !slot.wanted.load(Ordering::Acquire) {
@@ -80,7 +94,7 @@ fn start_wanted(started_us: &mut HashMap<u32, i64>) -> bool {
             started_us.insert(slot.database(), now);
             background::start_sequencer(slot.database());
         }
-        waiting = true;
+        outcome.waiting = true;
     }
-    waiting
+    outcome
 }
