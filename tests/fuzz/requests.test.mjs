@@ -39,6 +39,7 @@ async function descriptions() {
     const { handle } = await site.api.start({ table })
     const known = { ...values, table: [table], handle: [handle], offset: ['-1', '0_0', 'now', '0_inf', `${handle.split('-')[1]}_0`] }
     const { parameters } = own.components
+    parameters.table.required = true
     for (const [of, texts] of Object.entries(known)) parameters[of].schema = any ? { anyOf: [{ enum: texts }, { type: 'string' }] } : { enum: texts }
     parameters.params.schema = { type: 'object', required: ['1', '2'], properties: { 1: { enum: ['5', '100'] }, 2: { enum: ['{a}', '{}'] } }, additionalProperties: any }
     for (const operation of Object.values(own.paths['/v1/shape'])) operation.parameters = operation.parameters.filter(({ $ref }) => !$ref || keep($ref.split('/').at(-1)))
@@ -46,7 +47,7 @@ async function descriptions() {
     writeFileSync(file, JSON.stringify(own))
     return file
   }
-  const unusual = ['queryable_columns', 'expired_handle', 'secret']
+  const unusual = ['shape', 'queryable_columns', 'expired_handle', 'secret']
   return {
     log: await narrowed('log', 'items', { keep: (name) => !unusual.includes(name) && !isSubset(name) }),
     subset: await narrowed('subset', 'items', { keep: (name) => !unusual.includes(name) && name !== 'live_sse' && name !== 'live' }),
