@@ -60,7 +60,7 @@ impl Asked<'_> {
         if !self.request.live {
             return Box::pin(app.definition(shape)).await;
         }
-        if let Some(definition) = app.definitions.recent(shape) {
+        if let Some(definition) = app.definitions.recent(shape, |hash| app.live.watches(hash)) {
             return Ok(definition);
         }
         // A live request outlives a restart of the database.

@@ -134,9 +134,10 @@ impl App {
     async fn define(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
         let (db, asked) = (self.db.clone(), shape.clone());
         let define = || async move { db.define(&asked).await.map(Arc::new) };
+        let changes = self.definitions.changes();
         let definition = self.defined.run_later(shape.clone(), define).await?;
         if definition.tracked {
-            self.definitions.remember(shape, &definition);
+            self.definitions.remember(shape, &definition, changes);
         }
         Ok(definition)
     }

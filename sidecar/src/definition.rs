@@ -1,6 +1,6 @@
 //! Definitions of shapes, as the database gives them, and a memory of those that live requests use.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,11 @@ use serde_json::value::RawValue;
 
 use crate::params::ShapeParams;
 
-/// How long a live request may rely on a definition without asking: rights and columns may have changed. The feed
-/// reports ends sooner.
-const TRUSTED_FOR: Duration = Duration::from_secs(5);
+/// How long a live request may rely on a definition without asking: rights and columns may have changed.
+pub const TRUSTED_FOR: Duration = Duration::from_secs(5);
+/// How long it may while the feed has the shape and tells of such changes. What it does not see, as another table that the
+/// same name means by now, shows after this.
+const WATCHED_FOR: Duration = Duration::from_secs(60);
 /// Definitions that are remembered at most, and bytes of them.
 const REMEMBERED: usize = 10_000;
 const REMEMBERED_BYTES: usize = 32 << 20;
@@ -104,6 +106,8 @@ pub struct Definitions {
 struct Remembered {
     by_params: HashMap<ShapeParams, (Arc<Definition>, Instant)>,
     bytes: usize,
+    /// How often something was forgotten because it may have changed.
+    changes: u64,
 }
 
 impl Remembered {
@@ -128,11 +132,22 @@ impl Definitions {
         self.remembered.lock().expect("no panic while held")
     }
 
-    /// A definition that is recent enough for a live request.
-    pub fn recent(&self, shape: &ShapeParams) -> Option<Arc<Definition>> {
-        let remembered = self.remembered();
-        let (definition, at) = remembered.by_params.get(shape)?;
-        (at.elapsed() < TRUSTED_FOR).then(|| definition.clone())
+    /// A definition that is recent enough for a live request. `is_watched`: whether the feed tells of changes to the shape
+    /// of a hash.
+    pub fn recent(
+        &self,
+        shape: &ShapeParams,
+        is_watched: impl FnOnce(u64) -> bool,
+    ) -> Option<Arc<Definition>> {
+        let (definition, at) = self.remembered().by_params.get(shape)?.clone();
+        let age = at.elapsed();
+        let trusted = age < TRUSTED_FOR || (age < WATCHED_FOR && is_watched(definition.hash));
+        trusted.then_some(definition)
+    }
+
+    /// To be taken before the database is asked for a definition.
+    pub fn changes(&self) -> u64 {
+        self.remembered().changes
     }
 
     /// A definition by its hash, for requests that name a handle only.
@@ -145,9 +160,12 @@ impl Definitions {
             .map(|(definition, _)| definition.clone())
     }
 
-    /// Remembers a definition.
-    pub fn remember(&self, shape: &ShapeParams, definition: &Arc<Definition>) {
+    /// Remembers a definition, unless something has changed since the database was asked.
+    pub fn remember(&self, shape: &ShapeParams, definition: &Arc<Definition>, changes: u64) {
         let mut remembered = self.remembered();
+        if remembered.changes != changes {
+            return;
+        }
         let entry = (definition.clone(), Instant::now());
         remembered.bytes += weight((shape, &entry));
         if let Some(replaced) = remembered.by_params.insert(shape.clone(), entry) {
@@ -157,14 +175,15 @@ impl Definitions {
             remembered.retain(|_, at| at.elapsed() < TRUSTED_FOR);
         }
         if remembered.is_full() {
-            *remembered = Remembered::default();
+            remembered.retain(|_, _| false);
         }
     }
 
-    /// Forgets definitions with these hashes: something about their tables has changed.
-    pub fn forget(&self, hashes: &HashSet<u64>) {
-        self.remembered()
-            .retain(|definition, _| !hashes.contains(&definition.hash));
+    /// Forgets definitions that may be others by now.
+    pub fn forget(&self, has_changed: impl Fn(&Definition) -> bool) {
+        let mut remembered = self.remembered();
+        remembered.changes += 1;
+        remembered.retain(|definition, _| !has_changed(definition));
     }
 }
 
@@ -203,16 +222,41 @@ pub(crate) mod tests {
         let definitions = Definitions::default();
         let shape = |n: u64| asked(format!("{n}{}", "x".repeat(60_000)));
         for n in 0..2000 {
-            definitions.remember(&shape(n % 1500), &definition(n % 1500));
+            definitions.remember(&shape(n % 1500), &definition(n % 1500), 0);
             let bytes = definitions.remembered().bytes;
             assert!(bytes <= REMEMBERED_BYTES);
         }
         let last = shape(499);
-        assert_eq!(definitions.recent(&last).unwrap().hash, 499);
+        assert_eq!(definitions.recent(&last, |_| false).unwrap().hash, 499);
         assert!(definitions.by_hash(499).is_some());
-        definitions.forget(&HashSet::from([499]));
-        assert!(definitions.recent(&last).is_none() && definitions.by_hash(499).is_none());
-        definitions.remembered().retain(|_, _| false);
+        definitions.forget(|definition| definition.hash == 499);
+        assert!(definitions.recent(&last, |_| true).is_none());
+        assert!(definitions.by_hash(499).is_none());
+        definitions.forget(|_| true);
         assert_eq!(definitions.remembered().bytes, 0);
+    }
+
+    #[test]
+    fn what_the_feed_watches_is_trusted_for_longer() {
+        let definitions = Definitions::default();
+        let shape = asked("a".into());
+        let recent = |watched: bool, age: Duration| {
+            definitions.remember(&shape, &definition(7), definitions.changes());
+            for (_, at) in definitions.remembered().by_params.values_mut() {
+                *at -= age;
+            }
+            definitions.recent(&shape, |_| watched).is_some()
+        };
+        assert!(recent(false, Duration::ZERO) && !recent(false, TRUSTED_FOR));
+        assert!(recent(true, TRUSTED_FOR) && !recent(true, WATCHED_FOR));
+    }
+
+    #[test]
+    fn an_answer_from_before_a_change_is_not_remembered() {
+        let definitions = Definitions::default();
+        let (shape, asked_at) = (asked("a".into()), definitions.changes());
+        definitions.forget(|definition| definition.relid == 1);
+        definitions.remember(&shape, &definition(7), asked_at);
+        assert!(definitions.recent(&shape, |_| true).is_none());
     }
 }

@@ -4,12 +4,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
+use tokio::time::sleep_until;
 use tokio_postgres::{Client, Statement};
 
 use crate::app::App;
@@ -22,6 +22,9 @@ use crate::live::{LiveShape, ToAttach};
 const WAIT: Duration = Duration::from_secs(5);
 /// The call must have come back by then.
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
+/// The least time between the beginnings of two reads that found something: each has its price, whatever it finds, and
+/// when transactions come fast they share it. One that comes after a pause is not kept waiting.
+const LEAST_BETWEEN: Duration = Duration::from_millis(10);
 /// How long the feed waits for a table that somebody has locked: shapes on others wait, too.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 /// Bytes after which one read of the feed stops, at the end of a transaction.
@@ -47,6 +50,8 @@ struct Session {
     sleeper: Arc<Client>,
     /// Position up to which everything was reported.
     evaluated: i64,
+    /// No further read before this.
+    rests_until: Instant,
 }
 
 impl Feed {
@@ -68,6 +73,8 @@ impl Feed {
             let Err(error) = self.session().await;
             self.app.metrics.feed_connected.set(0);
             self.shapes.values().for_each(|shape| shape.set_attaching());
+            // What changes now, nobody tells.
+            self.app.definitions.forget(|_| true);
             if began.elapsed() > BACKOFF.1 {
                 pause = BACKOFF.0;
             }
@@ -188,9 +195,8 @@ impl Feed {
         );
         self.shapes.remove(&shape.id);
         self.app.live.remove(shape);
-        self.app
-            .definitions
-            .forget(&HashSet::from([shape.definition.hash]));
+        let hash = shape.definition.hash;
+        self.app.definitions.forget(|it| it.hash == hash);
         shape.fail(error);
     }
 
@@ -200,7 +206,7 @@ impl Feed {
         let (app, shapes) = (&self.app, &self.shapes);
         let (mut ended, mut over) = (Vec::new(), HashSet::new());
         let (mut upto, mut pushed) = (session.evaluated, 0);
-        let mut touched = HashSet::new();
+        let (mut touched, mut changed) = (HashSet::new(), HashSet::new());
         db::feed(
             &session.feed,
             &session.statement,
@@ -232,6 +238,9 @@ impl Feed {
                         touched.insert(relid as u32);
                     }
                 }
+                FeedRow::Changed { relids } => {
+                    changed.extend(relids.iter().map(|relid| *relid as u32));
+                }
                 FeedRow::End {
                     ids,
                     position,
@@ -255,11 +264,16 @@ impl Feed {
             },
         )
         .await?;
-        if !over.is_empty() {
-            app.definitions.forget(&over);
+        if !over.is_empty() || !changed.is_empty() {
+            app.definitions
+                .forget(|it| over.contains(&it.hash) || changed.contains(&it.relid));
+        }
+        if upto > session.evaluated {
+            session.rests_until = began + LEAST_BETWEEN;
         }
         session.evaluated = upto;
         app.live.set_evaluated(upto);
+        app.live.set_watched(began);
         if app.metrics.wakeful.get() > 0 {
             let touched = |shape: &&Arc<LiveShape>| touched.contains(&shape.definition.relid);
             shapes.values().filter(touched).for_each(|it| it.wake());
@@ -323,14 +337,17 @@ impl Session {
             statement,
             sleeper: Arc::new(sleeper),
             evaluated: 0,
+            rests_until: Instant::now(),
         })
     }
 
     /// Completes when the log has grown, or after a while.
     fn sleep(&self) -> BoxFuture<'static, Result<(), Error>> {
         let (sleeper, after) = (self.sleeper.clone(), self.evaluated);
+        let rests_until = self.rests_until.into();
         let lost = Error::unavailable("the waiting session does not answer");
         async move {
+            sleep_until(rests_until).await;
             tokio::time::timeout(WAIT_LIMIT, db::wait(&sleeper, after, WAIT))
                 .await
                 .unwrap_or(Err(lost))

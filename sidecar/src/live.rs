@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::definition::Definition;
+use crate::definition::{Definition, TRUSTED_FOR};
 use crate::error::Error;
 use crate::offset::Place;
 use crate::tail::{Operations, Read, Tail};
@@ -103,14 +103,14 @@ impl LiveShape {
             Phase::Failed(error) => return Seen::Failed(error.clone()),
             Phase::Attached(position) => *position,
         };
-        let evaluated = evaluated.max(attached);
+        // Operations show before the feed has reported their whole stretch: who has them may be ahead of it.
+        let evaluated = evaluated.max(attached).max(state.tail.shown());
         let known = state.placed.contains(&pin) && from.position() <= evaluated;
         if !known && checked != Some(state.attachment) {
             return Seen::Unchecked(state.attachment);
         }
         match state.tail.read(from, max_bytes) {
             Read::Behind => Seen::Behind,
-            // Operations show before the feed has reported their whole stretch: who has them may be ahead of it.
             Read::Nothing => Seen::Nothing(evaluated.max(from.position())),
             Read::Operations(operations) => Seen::Operations(operations),
         }
@@ -179,6 +179,8 @@ pub struct LiveShapes {
     shapes: Mutex<HashMap<u64, Arc<LiveShape>>>,
     attach: UnboundedSender<Arc<LiveShape>>,
     evaluated: AtomicI64,
+    /// When the feed last looked for changes of tables and rights.
+    watched: Mutex<Option<Instant>>,
     next_id: AtomicI32,
     tail_max_bytes: usize,
 }
@@ -213,6 +215,7 @@ impl LiveShapes {
                 shapes,
                 attach,
                 evaluated,
+                watched: Mutex::default(),
                 next_id,
                 tail_max_bytes,
             },
@@ -302,6 +305,21 @@ impl LiveShapes {
         apply(share)
     }
 
+    /// Whether the feed has a shape and has told of all that had changed a moment ago.
+    pub fn watches(&self, hash: u64) -> bool {
+        let watched = *self.watched.lock().expect("no panic while held");
+        let lately = watched.is_some_and(|at| at.elapsed() < TRUSTED_FOR);
+        let shapes = self.shapes.lock().expect("no panic while held");
+        let is_attached =
+            |shape: &Arc<LiveShape>| matches!(shape.state().phase, Phase::Attached(_));
+        lately && shapes.get(&hash).is_some_and(is_attached)
+    }
+
+    /// The feed has told of all that had changed by then.
+    pub fn set_watched(&self, at: Instant) {
+        *self.watched.lock().expect("no panic while held") = Some(at);
+    }
+
     /// Position up to which the feed has reported everything.
     pub fn evaluated(&self) -> i64 {
         self.evaluated.load(Ordering::Acquire)
@@ -342,7 +360,13 @@ mod tests {
         let ahead = shape.read(Place::after(13), 5, Some(attachment), 12, MAX);
         assert!(matches!(ahead, Seen::Nothing(13)));
         assert!(matches!(seen(&guest, 9, 5, 12), Seen::Behind));
+        assert!(!live.watches(1));
+        live.set_watched(Instant::now());
+        assert!(live.watches(1) && !live.watches(2));
+        live.set_watched(Instant::now() - TRUSTED_FOR);
+        assert!(!live.watches(1));
         shape.push(13, 1, Bytes::from_static(b"x"), true);
+        assert!(matches!(seen(&guest, 13, 5, 12), Seen::Nothing(13)));
         assert!(matches!(seen(&guest, 10, 5, 13), Seen::Operations(_)));
 
         shape.set_attaching();

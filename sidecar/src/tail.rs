@@ -138,6 +138,12 @@ impl Tail {
         self.shrink();
     }
 
+    /// Position up to which operations were shown.
+    pub fn shown(&self) -> i64 {
+        let newest = self.visible.checked_sub(1).map(|n| self.entries[n].place);
+        newest.unwrap_or(self.start).position()
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -226,7 +232,9 @@ mod tests {
         let mut tail = Tail::new(10, 100);
         assert!(!push(&mut tail, 11, 1, "a", false));
         assert_eq!(read(&mut tail, Place::after(10), 50), None);
+        assert_eq!(tail.shown(), 10);
         assert!(push(&mut tail, 11, 3, "b", true));
+        assert_eq!(tail.shown(), 11);
         assert_eq!(
             read(&mut tail, Place::after(10), 50),
             Some(("a,\nb".into(), Place::after(11), false))

@@ -19,6 +19,7 @@ as 'MODULE_PATHNAME', '_detach_wrapper';
 -- Returns rows of a kind:
 --   'op'    an operation: `message` for the shapes `ids`; `last`: it is the last of its transaction for them
 --   'touch' a transaction, whose id is `n` (its low 32 bits), touched the tables `ids`; before its operations
+--   'changed' what the catalogs say of the tables `ids`, or of what their shapes use, has changed: ask _define again
 --   'end'   the shapes `ids` have ended at `position`, and are detached; `message` says why
 --   'upto'  the last row: everything up to `position` is evaluated
 -- SQLSTATE SF410 in a session without shapes, also after an error: attach all again.

@@ -98,8 +98,12 @@ impl Drop for AsRole {
     }
 }
 
-/// Sets a setting until the nest level that was opened last ends.
+/// Sets a setting until the nest level that was opened last ends. One that is so already is left alone: setting some of
+/// them reads files.
 pub(super) fn pin(name: &CStr, value: &CStr) {
+    if is(name, value) {
+        return;
+    }
     // SAFETY: GUC_ACTION_SAVE ties the value to the nest level opened before; the strings are copied. PGC_SUSET, since
     // it is shapefeed that sets lc_messages and not the role.
     unsafe {
@@ -113,6 +117,14 @@ pub(super) fn pin(name: &CStr, value: &CStr) {
             0,
             false,
         );
+    }
+}
+
+fn is(name: &CStr, value: &CStr) -> bool {
+    // SAFETY: with missing_ok GetConfigOption() returns null for an unknown name, else a string that lives for now.
+    unsafe {
+        let current = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        !current.is_null() && CStr::from_ptr(current) == value
     }
 }
 

@@ -103,14 +103,15 @@ impl Attached {
         }
     }
 
-    /// Resolves the shapes on tables that have changed again. Returns those that are no more.
-    pub fn refresh(&mut self, changed: &Changed) -> Vec<Ended> {
-        let mut ended = std::mem::take(&mut self.failed);
+    /// Resolves the shapes on tables that have changed again. Returns these tables, and the shapes that are no more.
+    pub fn refresh(&mut self, changed: &Changed) -> (Vec<u32>, Vec<Ended>) {
+        let (mut tables, mut ended) = (Vec::new(), std::mem::take(&mut self.failed));
         let mut resolver = Resolver::default();
         for (relid, group) in &mut self.groups {
             if !group.family.all().any(|relid| changed.has(relid)) {
                 continue;
             }
+            tables.push(*relid);
             let refreshed = group.refresh(&mut resolver, changed.all);
             for (id, clause) in refreshed.moved {
                 self.places.insert(id, (*relid, clause));
@@ -118,7 +119,7 @@ impl Attached {
             ended.extend(refreshed.ended);
         }
         self.forget(&ended);
-        ended
+        (tables, ended)
     }
 
     /// These are no more, and have been removed from their groups.

@@ -143,6 +143,10 @@ fn _feed(
             let xid = i64::from(xid as u32);
             (Some(relids), position, Some(xid), None, None, "touch")
         }
+        Row::Changed { relids, position } => {
+            let relids = relids.into_iter().map(|relid| relid as i32).collect();
+            (Some(relids), position, None, None, None, "changed")
+        }
         Row::End {
             ids,
             position,

@@ -47,6 +47,13 @@ pub enum Row {
         /// The transaction.
         xid: u64,
     },
+    /// What the catalogs say of these tables, or of what shapes on them use, has changed.
+    Changed {
+        /// The tables.
+        relids: Vec<u32>,
+        /// Position at which that was found.
+        position: i64,
+    },
     /// These shapes have ended.
     End {
         /// Which.
@@ -161,7 +168,11 @@ impl Pass<'_> {
     /// Looks again at what the catalogs say has changed, and at shapes that could not be attached.
     fn refresh(&mut self) {
         let position = self.attached.position;
-        for Ended { ids, reason } in self.attached.refresh(&invalidation::take()) {
+        let (relids, ended) = self.attached.refresh(&invalidation::take());
+        if !relids.is_empty() {
+            self.rows.push(Row::Changed { relids, position });
+        }
+        for Ended { ids, reason } in ended {
             self.end(ids, position, reason);
         }
     }

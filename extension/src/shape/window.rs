@@ -103,18 +103,21 @@ impl Transaction {
 }
 
 struct Member {
+    number: usize,
     table: Relation,
     oid: Oid,
     key: Oid,
 }
 
-/// The log's tables, open and locked. The locks are given back when this is dropped.
+/// The log's tables, open and locked, to be read under one snapshot. The locks are given back when this is dropped.
 pub struct Log {
     changes: Vec<Member>,
     commits: Vec<Member>,
     batches: Vec<Member>,
     /// Positions up to which the log was emptied. Its lock says that one of shapefeed's own readers is at work.
     floors: Option<Member>,
+    /// The newest batch of each member.
+    newest: OnceCell<[Option<Batch>; RING_MEMBERS]>,
     copies: OnceCell<HashMap<(u32, u32), Place>>,
     memory: Context,
 }
@@ -134,6 +137,7 @@ impl Log {
             commits: open(Ring::Commit),
             batches: open(Ring::Batch),
             floors: open_floors(),
+            newest: OnceCell::new(),
             copies: OnceCell::new(),
             memory: Context::new(),
         }
@@ -160,10 +164,26 @@ impl Log {
 
     /// The newest batch that ends at or before a position.
     pub fn newest_batch_up_to(&self, position: i64) -> Option<Batch> {
+        let newest_up_to = |member| match self.newest_of(member) {
+            Some(newest) if newest.position > position => self.newest_batch_of(member, position),
+            newest => newest.cloned(),
+        };
         self.batches
             .iter()
-            .filter_map(|member| self.newest_batch_of(member, position))
+            .filter_map(newest_up_to)
             .max_by_key(|b| b.position)
+    }
+
+    /// The newest batch of a member, which has the commits of its batches.
+    fn newest_of(&self, member: &Member) -> Option<&Batch> {
+        let newest = self.newest.get_or_init(|| {
+            let mut newest = [const { None }; RING_MEMBERS];
+            for member in &self.batches {
+                newest[member.number] = self.newest_batch_of(member, i64::MAX);
+            }
+            newest
+        });
+        newest[member.number].as_ref()
     }
 
     /// The position from which the log is whole: the first end of a batch that retention has not passed.
@@ -184,7 +204,11 @@ impl Log {
             });
             found
         };
-        self.batches.iter().filter_map(first).min()
+        let reaches = |member: &&Member| {
+            self.newest_of(member)
+                .is_some_and(|newest| newest.position >= emptied_up_to)
+        };
+        self.batches.iter().filter(reaches).filter_map(first).min()
     }
 
     fn newest_batch_of(&self, member: &Member, up_to: i64) -> Option<Batch> {
@@ -243,7 +267,11 @@ impl Log {
         limit: usize,
     ) -> (Vec<Commit>, i64) {
         let (mut found, mut complete_to) = (Vec::new(), to);
-        for member in &self.commits {
+        let reaches = |member: &&Member| {
+            self.newest_of(member)
+                .is_some_and(|newest| newest.position > after)
+        };
+        for member in self.commits.iter().filter(reaches) {
             let keys = [Key::int8_above(1, after), Key::int8_up_to(1, complete_to)];
             let mut of_member = 0;
             self.scan(member, member.key, &keys, Direction::Forward, |row| {
@@ -393,7 +421,12 @@ fn open(ring: Ring) -> Vec<Member> {
     let open = |number| {
         let (table, key) = log_tables::open_member(ring, number, Lock::AccessShare)?;
         let oid = log_tables::member(ring, number)?.table;
-        Some(Member { table, oid, key })
+        Some(Member {
+            number,
+            table,
+            oid,
+            key,
+        })
     };
     (0..RING_MEMBERS).filter_map(open).collect()
 }
@@ -403,7 +436,12 @@ fn open_floors() -> Option<Member> {
     let oid = relation_oid(namespace, "floor")?;
     let table = Relation::open(oid, Lock::AccessShare)?;
     let key = relation_oid(namespace, "floor_pkey")?;
-    Some(Member { table, oid, key })
+    Some(Member {
+        number: 0,
+        table,
+        oid,
+        key,
+    })
 }
 
 fn batch_of(row: &scan::Row<'_>) -> Batch {

@@ -131,12 +131,16 @@ fn pool(
         .create_timeout(Some(CONNECT_TIMEOUT))
         .build()?)
 }
+/// What the extension sets while it acts for a role: where it is so already, that costs nothing.
+const PINNED: &str = "set timezone = 'UTC'; set datestyle = 'ISO, DMY'; set intervalstyle = 'iso_8601'; \
+    set lc_monetary = 'C'; set lc_numeric = 'C'; set lc_time = 'C'";
+
 /// Readers must not take part in serializable writers' conflicts, and what we embed must mean what it says.
 fn session_settings(statement_timeout: Duration) -> String {
     format!(
         "set default_transaction_isolation = 'read committed'; set standard_conforming_strings = on; \
          set client_min_messages = warning; set idle_in_transaction_session_timeout = '60s'; \
-         set statement_timeout = {}",
+         set statement_timeout = {}; {PINNED}",
         statement_timeout.as_millis()
     )
 }

@@ -34,6 +34,11 @@ pub enum FeedRow<'a> {
         /// Low half of its id.
         xid: u32,
     },
+    /// What the catalogs say of these tables has changed.
+    Changed {
+        /// Tables.
+        relids: Vec<i32>,
+    },
     /// These shapes ended.
     End {
         /// Shapes.
@@ -152,6 +157,7 @@ pub async fn feed(
                 position,
                 reason: message()?,
             },
+            "changed" => FeedRow::Changed { relids: ids()? },
             "touch" => FeedRow::Touch {
                 relids: ids()?,
                 position,

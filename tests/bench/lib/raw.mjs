@@ -4,21 +4,27 @@ import net from 'node:net'
 import { nowMs } from './load.mjs'
 
 const END_OF_HEAD = Buffer.from('\r\n\r\n')
+const NOTHING = Buffer.alloc(0)
+
+/** What any connection reads is here until its callback returns: no buffer, and no stream, for each of them. */
+const received = Buffer.allocUnsafe(256 << 10)
 
 export class RawConnection {
   /** Resolves to a connected one. `base` is a URL. */
   static connect(base) {
     const { hostname, port } = new URL(base)
     return new Promise((resolve, reject) => {
-      const socket = net.connect({ host: hostname, port: Number(port), noDelay: true })
-      socket.once('error', reject).once('connect', () => resolve(new RawConnection(socket)))
+      let connection
+      const onread = { buffer: received, callback: (length, buffer) => connection.take(buffer.subarray(0, length)) }
+      const socket = net.connect({ host: hostname, port: Number(port), noDelay: true, onread })
+      connection = new RawConnection(socket)
+      socket.once('error', reject).once('connect', () => resolve(connection))
     })
   }
 
+  /** `begun`: what has come of a head; `body`: as much as is to come, of which `filled` bytes are there. */
   constructor(socket) {
     this.socket = socket
-    this.pieces = []
-    socket.on('data', (piece) => this.take(piece))
     socket.on('error', (error) => this.reject?.(error))
     socket.on('close', () => this.reject?.(new Error('the connection was closed')))
   }
@@ -27,29 +33,30 @@ export class RawConnection {
   get(query) {
     return new Promise((resolve, reject) => {
       Object.assign(this, { resolve, reject, query })
-      this.socket.write(`GET /v1/shape?${query} HTTP/1.1\r\nhost: bench\r\n\r\n`)
+      this.socket.write(`GET /v1/shape?${query} HTTP/1.1\r\nhost: bench\r\n\r\n`, 'latin1')
     })
   }
 
   take(piece) {
-    this.pieces.push(piece)
-    if (!this.head) {
-      const all = this.pieces.length > 1 ? Buffer.concat(this.pieces) : piece
+    if (this.head) {
+      piece.copy(this.body, this.filled)
+      this.filled += piece.length
+    } else {
+      const all = this.begun ? Buffer.concat([this.begun, piece]) : piece
       const end = all.indexOf(END_OF_HEAD)
-      this.pieces = [all]
+      this.begun = end < 0 ? Buffer.from(all) : undefined
       if (end < 0) return
       this.head = all.toString('latin1', 0, end)
-      this.missing = end + END_OF_HEAD.length + Number(header(this.head, 'content-length')) - all.length
-      this.pieces = [all.subarray(end + END_OF_HEAD.length)]
-    } else {
-      this.missing -= piece.length
+      const length = Number(header(this.head, 'content-length'))
+      this.body = length ? Buffer.allocUnsafe(length) : NOTHING
+      this.filled = all.copy(this.body, 0, end + END_OF_HEAD.length)
     }
-    if (this.missing === 0) this.done()
+    if (this.filled === this.body.length) this.done()
   }
 
   done() {
-    const [head, body, at] = [this.head, Buffer.concat(this.pieces), nowMs()]
-    Object.assign(this, { head: undefined, pieces: [] })
+    const [{ head, body }, at] = [this, nowMs()]
+    Object.assign(this, { head: undefined, body: undefined })
     if (head.startsWith('HTTP/1.1 200')) this.resolve({ head, body, at })
     else this.reject(new Error(`${this.query}: ${head.split('\r\n')[0]}: ${body}`))
   }

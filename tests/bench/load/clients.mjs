@@ -20,50 +20,95 @@ async function each(items, work) {
 
 const encode = (params) => new URLSearchParams(params).toString()
 
-function next(shape, { head }) {
+/** The request that follows on an answer: the shape's parameters and where the client is. All of that needs no encoding. */
+function next(shape, head) {
   const [handle, offset, cursor] = ['handle', 'offset', 'cursor'].map((name) => header(head, `electric-${name}`))
-  const live = header(head, 'electric-up-to-date') !== undefined
-  return { ...shape, handle, offset, ...(live && { live: 'true' }), ...(live && cursor && { cursor }) }
+  const at = `${shape}&handle=${handle}&offset=${offset}`
+  if (header(head, 'electric-up-to-date') === undefined) return at
+  return `${at}&live=true${cursor ? `&cursor=${cursor}` : ''}`
 }
 
-async function caughtUp(connection, shape) {
-  let request = { ...shape, offset: '-1' }
-  while (!request.live) request = next(shape, await connection.get(encode(request)))
+/** The operations of an answer as they came; how far it is up to date depends on when it was asked for. */
+function withoutEnd(body) {
+  const end = body.lastIndexOf('{"headers":{"control":"up-to-date"')
+  return end < 0 ? body : body.subarray(0, end)
+}
+
+const isLive = (request) => request.includes('&live=true')
+const operations = (body) => JSON.parse(body).filter((message) => 'key' in message)
+
+/** Asks on from `request` until the answer is up to date; the live request that follows. `each` gets every answer. */
+async function caughtUp(connection, shape, request, each = () => {}) {
+  do {
+    const answer = await connection.get(request)
+    each(answer)
+    request = next(shape, answer.head)
+  } while (!isLive(request))
   return request
 }
 
 async function follow({ connection, shape, request }, number) {
   for (;;) {
-    const answer = await connection.get(encode(request))
-    answers.push({ client: number, at: answer.at, body: answer.body })
-    request = next(shape, answer)
+    const { head, body, at } = await connection.get(request)
+    answers.push({ client: number, at, body })
+    request = next(shape, head)
   }
+}
+
+/** Each reads to the end of its log, those of one shape together. */
+async function toTheEnd() {
+  const starts = new Map()
+  await each(clients, async (client) => {
+    const { connection, shape } = client
+    if (!starts.has(shape)) starts.set(shape, caughtUp(connection, shape, `${shape}&offset=-1`))
+    client.request = await starts.get(shape)
+  })
 }
 
 serveLoad({
   /** Connects `count` clients; shapes are dealt out in turn. */
   open: async (base, count, shapes) => {
-    clients = Array.from({ length: count }, (_, i) => ({ shape: shapes[i % shapes.length] }))
+    const encoded = shapes.map(encode)
+    clients = Array.from({ length: count }, (_, i) => ({ shape: encoded[i % encoded.length] }))
     await each(clients, async (client) => { client.connection = await RawConnection.connect(base) })
   },
 
   /** All ask for the start of their shape at once: { ms, bytes: distinct lengths, rows: of one }. */
   startAtOnce: async () => {
     const began = nowMs()
-    const all = await Promise.all(clients.map(({ connection, shape }) => connection.get(encode({ ...shape, offset: '-1' }))))
-    const rows = JSON.parse(all[0].body).filter((message) => 'key' in message).length
-    return { ms: Math.max(...all.map(({ at }) => at)) - began, bytes: [...new Set(all.map(({ body }) => body.length))], rows }
+    const all = await Promise.all(clients.map(({ connection, shape }) => connection.get(`${shape}&offset=-1`)))
+    return { ms: Math.max(...all.map(({ at }) => at)) - began, bytes: [...new Set(all.map(({ body }) => body.length))], rows: operations(all[0].body).length }
   },
 
-  /** Each reads to the end of its log, those of one shape together, and sends its live request. */
+  toTheEnd,
+
+  /** Each reads to the end of its log and sends its live request. */
   goLive: async () => {
-    const starts = new Map()
-    await each(clients, async (client) => {
-      const key = encode(client.shape)
-      if (!starts.has(key)) starts.set(key, caughtUp(client.connection, client.shape))
-      client.request = await starts.get(key)
-    })
+    await toTheEnd()
     clients.forEach((client, number) => follow(client, number).catch((error) => { failure ??= error }))
+  },
+
+  /**
+   * All come back at once and ask on from where they were until they are up to date:
+   * { ms, operations: distinct numbers of them by shape, different: clients that got others than the first one of their shape }.
+   */
+  returnAtOnce: async () => {
+    const began = nowMs()
+    const firsts = new Map()
+    let [last, different] = [began, 0]
+    await Promise.all(clients.map(async ({ connection, shape, request }) => {
+      const bodies = []
+      // As a client does that was away: not live, for it does not know that it is at the end.
+      await caughtUp(connection, shape, request.replace(/&live=true.*/, ''), ({ body, at }) => {
+        bodies.push(withoutEnd(body))
+        last = Math.max(last, at)
+      })
+      const first = firsts.get(shape) ?? bodies
+      firsts.set(shape, first)
+      if (bodies.length !== first.length || bodies.some((body, i) => !body.equals(first[i]))) different++
+    }))
+    const count = (bodies) => bodies.reduce((sum, body) => sum + body.toString().split('"operation":"').length - 1, 0)
+    return { ms: last - began, operations: [...new Set([...firsts.values()].map(count))], different }
   },
 
   /** Number of answers that `take` would return. */
@@ -77,8 +122,6 @@ serveLoad({
     if (failure) throw failure
     const taken = answers
     answers = []
-    return taken.map(({ client, at, body }) => ({
-      client, at, values: JSON.parse(body).filter((message) => 'key' in message).map(({ value }) => Number(value[column])),
-    }))
+    return taken.map(({ client, at, body }) => ({ client, at, values: operations(body).map(({ value }) => Number(value[column])) }))
   },
 })
