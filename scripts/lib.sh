@@ -52,6 +52,22 @@ download_debs() {
   "${download[@]}" || { update_apt && "${download[@]}"; } || die "apt has no $*: Debian 12's package sources are needed"
 }
 
+# pip ARGUMENTS...: Python's, which is installed where there is none.
+pip() {
+  local words
+  for words in "python3 -m pip" pip3 "command pip"; do
+    if $words --version >/dev/null 2>&1; then break; fi
+    words=
+  done
+  if [ -z "$words" ]; then
+    say "installing python3-pip, to fetch from PyPI"
+    as_root apt-get install -q -y --no-install-recommends python3-pip ||
+      { as_root apt-get update -q && as_root apt-get install -q -y --no-install-recommends python3-pip; }
+    words="python3 -m pip"
+  fi
+  PIP_ROOT_USER_ACTION=ignore $words --quiet --disable-pip-version-check "$@"
+}
+
 # reachable_dir DIR: makes DIR, of which the cluster's user can reach what lies in it. Where it cannot (a checkout under
 # /root), DIR becomes a link to a folder below /var/tmp/shapefeed-<uid>.
 reachable_dir() {

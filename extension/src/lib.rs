@@ -11,6 +11,7 @@ mod ffi {
 
 pub mod error;
 pub mod guc;
+pub mod mix;
 pub mod pg;
 pub mod record;
 

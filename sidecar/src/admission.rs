@@ -3,17 +3,10 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::Method;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::app::App;
 use crate::config::Config;
 use crate::error::Error;
-use crate::pace::Keeping;
 use crate::query::Query;
 
 /// The two kinds of requests.
@@ -57,36 +50,13 @@ impl Admission {
         }
     }
 
-    /// Lets a request in, until what this gives is dropped.
-    fn enter(&self, query: &Query) -> Result<OwnedSemaphorePermit, Error> {
+    /// Lets a request in, until what this gives is dropped, or puts it off.
+    pub fn enter(&self, query: &Query) -> Result<OwnedSemaphorePermit, Error> {
         let starts = matches!(query.text("offset"), Some("-1" | "now"));
         if starts || query.text("handle").is_none() {
             self.initial.enter()
         } else {
             self.existing.enter()
-        }
-    }
-}
-
-/// Lets a request for a shape in until its answer was sent, or puts it off.
-pub async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::POST) {
-        return next.run(request).await;
-    }
-    // Not kept while the request is held.
-    let entered = app
-        .admission
-        .enter(&Query::parse(request.uri().query().unwrap_or("")));
-    match entered {
-        Ok(permit) => {
-            let answer = next.run(request).await;
-            answer.map(|body| Body::new(Keeping::new(body, permit)))
-        }
-        Err(error) => {
-            let response = error.into_response();
-            app.metrics
-                .request("put_off", response.status().as_u16(), 0.0);
-            response
         }
     }
 }

@@ -233,8 +233,9 @@ impl Asked<'_> {
         let chunk = patiently(self.arrival_deadline(), is_to_come, read).await?;
         match (chunk.end, chunk.upto) {
             (Some(end), upto) => {
-                let last = upto.map(|upto| protocol::up_to_date(upto, &chunk.silent));
-                Ok(self.news(definition, handle, chunk.messages, end, (upto, last)))
+                let operations = Operations::new(chunk.messages, end, upto.is_none());
+                operations.silent(|| chunk.silent);
+                Ok(self.news(definition, handle, &operations, upto))
             }
             (None, upto) => {
                 let upto = upto.unwrap_or(from.position());
@@ -275,17 +276,10 @@ impl Asked<'_> {
         let _wakeful = hold.wakes.then(|| self.app.metrics.wakeful());
         let _held = self.app.metrics.held();
         match hold.wait(from).await? {
-            Outcome::News(Operations {
-                messages,
-                end,
-                closed,
-                silent,
-                ..
-            }) => {
+            Outcome::News(operations) => {
                 // Deterministic: all who get these operations get the same bytes.
-                let last_seen = (!closed).then_some(end.position());
-                let last = last_seen.map(|seen| protocol::up_to_date(seen, &silent));
-                Ok(self.news(definition, handle, messages, end, (last_seen, last)))
+                let last_seen = (!operations.closed).then_some(operations.end.position());
+                Ok(self.news(definition, handle, &operations, last_seen))
             }
             Outcome::Idle(evaluated, silent) => {
                 let resting = self.resting().await;
@@ -294,22 +288,18 @@ impl Asked<'_> {
         }
     }
 
-    /// Operations, and up to date if `last_seen` says how far, by the message `last`.
+    /// Operations, and up to date if `last_seen` says how far.
     fn news(
         &self,
         definition: &Definition,
         handle: Handle,
-        messages: Bytes,
-        end: Place,
-        (last_seen, last): (Option<i64>, Option<String>),
+        operations: &Operations,
+        last_seen: Option<i64>,
     ) -> Answer {
         // The log is a function of the change table: these operations are the same for all who are there.
         let (hash, pin, from) = (definition.hash, handle.pin, &self.request.offset);
-        let identity = format!(
-            "{hash}-{pin}:{from}:{end}:{}",
-            last.as_deref().unwrap_or("")
-        );
-        let body = array(messages, last).known_as(identity);
+        let end = operations.end;
+        let body = operations.array(last_seen, || format!("{hash}-{pin}:{from}:{end}"));
         let handle = last_seen.map_or(handle, |seen| {
             self.handle_at_the_end(definition, handle, seen)
         });

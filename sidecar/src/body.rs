@@ -11,11 +11,13 @@ use crate::query::Query;
 
 /// Longest body.
 const MAX_BYTES: usize = 8_000_000;
+/// Members that mean something are few; each is looked for among those before it.
+const MOST_MEMBERS: usize = 1000;
 /// How long a client may take to send it.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Puts the parameters of a body into a query.
-pub async fn read_into(query: &mut Query, body: Body) -> Result<(), Error> {
+pub async fn read_into(query: &mut Query<'_>, body: Body) -> Result<(), Error> {
     let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, MAX_BYTES)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
@@ -47,6 +49,10 @@ fn put_into(query: &mut Query, bytes: &[u8]) -> Result<(), Error> {
     let Json::Object(members) = json else {
         return Err(Error::bad_body("Request body must be a JSON object"));
     };
+    let inner = members.values().filter_map(Json::as_object).map(Map::len);
+    if members.len() + inner.sum::<usize>() > MOST_MEMBERS {
+        return Err(Error::bad_body("Request body has too many members"));
+    }
     for (name, value) in members {
         match value {
             Json::Object(subset) if name == "subset" => put_subset(query, subset),

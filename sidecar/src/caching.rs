@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::http::HeaderValue;
+
 use crate::handle::Handle;
 use crate::offset::Offset;
 
@@ -32,27 +34,32 @@ pub enum Class {
 
 impl Class {
     /// The value of `cache-control`.
-    pub fn cache_control(self, ages: Ages) -> String {
+    pub fn cache_control(self, ages: Ages) -> HeaderValue {
         match self {
-            Class::Snapshot => {
-                "public, max-age=604800, s-maxage=3600, stale-while-revalidate=2629746".into()
-            }
-            Class::Live => "public, max-age=5, stale-while-revalidate=5".into(),
+            Class::Snapshot => HeaderValue::from_static(
+                "public, max-age=604800, s-maxage=3600, stale-while-revalidate=2629746",
+            ),
+            Class::Live => HeaderValue::from_static("public, max-age=5, stale-while-revalidate=5"),
             Class::Events(lasts) => {
-                format!(
-                    "public, max-age={}",
-                    lasts.as_secs().saturating_sub(1).max(1)
-                )
+                let seconds = lasts.as_secs().saturating_sub(1).max(1);
+                printed(format!("public, max-age={seconds}"))
             }
-            Class::Refresh => "no-store".into(),
+            Class::Refresh => HeaderValue::from_static("no-store"),
             Class::CatchUp => {
-                format!(
-                    "public, max-age={}, stale-while-revalidate={}",
-                    ages.max_age_s, ages.stale_age_s
-                )
+                let Ages {
+                    max_age_s,
+                    stale_age_s,
+                } = ages;
+                printed(format!(
+                    "public, max-age={max_age_s}, stale-while-revalidate={stale_age_s}"
+                ))
             }
         }
     }
+}
+
+fn printed(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("words and numbers")
 }
 
 /// `cache-control` of a 409, with a replacement to name and without.
@@ -112,9 +119,14 @@ mod tests {
         assert!(
             Class::Snapshot
                 .cache_control(ages)
+                .to_str()
+                .unwrap()
                 .contains("s-maxage=3600")
         );
-        assert!(Class::Live.cache_control(ages).contains("max-age=5"));
+        assert_eq!(
+            Class::Live.cache_control(ages),
+            "public, max-age=5, stale-while-revalidate=5"
+        );
         let events = |seconds| Class::Events(Duration::from_secs(seconds)).cache_control(ages);
         assert_eq!(
             (events(60), events(0)),

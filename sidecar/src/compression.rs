@@ -233,7 +233,7 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-type Key = (String, Coding);
+type Key = (Arc<str>, Coding);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -281,7 +281,7 @@ impl Compression {
         let Some(identity) = content.identity() else {
             return self.pack(Arc::default(), content, coding);
         };
-        let key = (identity.to_owned(), coding);
+        let key = (identity.clone(), coding);
         let packed = {
             let mut kept = self.kept.lock().expect("no panic while held");
             if let Some(packed) = kept.bodies.get(&key).filter(|it| !it.failed()) {
@@ -426,7 +426,7 @@ mod tests {
         let kept = compression.kept.lock().unwrap();
         let total: u64 = kept.bodies.values().map(|it| it.state().bytes).sum();
         assert!(total <= 1000 && kept.order.len() == kept.bodies.len());
-        assert!(!kept.bodies.contains_key(&("0".to_owned(), Coding::Gzip)));
+        assert!(!kept.bodies.contains_key(&("0".into(), Coding::Gzip)));
     }
 
     #[test]

@@ -1,26 +1,27 @@
 //! Bodies of answers, as the parts that they are made of: shared messages between what each answer has of its own.
 
 use std::io;
+use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::spool::Chunk;
 
-/// Bodies above this are sent as the parts they are made from, not copied.
-const COPIED_BYTES: u64 = 32 << 10;
+/// Messages of the log above this are sent as they are, not copied.
+const COPIED_BYTES: usize = 32 << 10;
 
 /// A body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Content {
     before: Bytes,
     messages: Messages,
     after: Bytes,
-    identity: Option<String>,
+    identity: Option<Arc<str>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Messages {
     Log(Bytes),
     Snapshot(Chunk),
@@ -29,6 +30,12 @@ enum Messages {
 impl Content {
     /// Messages of the log.
     pub fn log(before: Bytes, messages: Bytes, after: Bytes) -> Self {
+        let (before, messages, after) = if messages.len() <= COPIED_BYTES {
+            let whole = [before, messages, after].concat();
+            (Bytes::new(), whole.into(), Bytes::new())
+        } else {
+            (before, messages, after)
+        };
         Content {
             before,
             messages: Messages::Log(messages),
@@ -49,13 +56,13 @@ impl Content {
 
     /// Names it: all bodies of this name have the same bytes.
     pub fn known_as(mut self, identity: String) -> Self {
-        self.identity = Some(identity);
+        self.identity = Some(identity.into());
         self
     }
 
     /// Its name, if others have the same.
-    pub fn identity(&self) -> Option<&str> {
-        self.identity.as_deref()
+    pub fn identity(&self) -> Option<&Arc<str>> {
+        self.identity.as_ref()
     }
 
     /// Bytes of it.
@@ -93,11 +100,9 @@ impl Content {
 
     /// It, as it is sent.
     pub fn into_body(self) -> Body {
-        match self.parts() {
-            Some(parts) if self.len() <= COPIED_BYTES => {
-                let mut copy = BytesMut::with_capacity(self.len() as usize);
-                parts.iter().for_each(|part| copy.extend_from_slice(part));
-                Body::from(copy.freeze())
+        match self.messages {
+            Messages::Log(whole) if self.before.is_empty() && self.after.is_empty() => {
+                Body::from(whole)
             }
             _ => Body::from_stream(self.into_pieces()),
         }
@@ -110,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_are_their_parts() {
-        for size in [0, 10, COPIED_BYTES as usize] {
+        for size in [0, 10, COPIED_BYTES, COPIED_BYTES + 1] {
             let messages = Bytes::from(vec![b'x'; size]);
             let part = Bytes::from_static;
             let content = Content::log(part(b"["), messages, part(b"]"));

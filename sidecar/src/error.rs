@@ -115,6 +115,15 @@ impl Error {
         matches!(self, Error::Unavailable { .. } | Error::NotYet)
     }
 
+    /// The SQLSTATE of what the database said, if that is why the service is unavailable.
+    pub fn sqlstate(&self) -> Option<&str> {
+        let Error::Unavailable { cause, .. } = self else {
+            return None;
+        };
+        let error = cause.as_ref()?.downcast_ref::<tokio_postgres::Error>()?;
+        error.code().map(SqlState::code)
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Error::Invalid(_) => StatusCode::BAD_REQUEST,

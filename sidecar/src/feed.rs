@@ -132,7 +132,7 @@ impl Feed {
             .extend(shapes.iter().map(|shape| (shape.id, shape.clone())));
         match session.attach(&shapes).await {
             Ok(position) => self.attached(session, &shapes, position),
-            Err(error) if session.feed.is_closed() => return Err(error),
+            Err(error) if session.is_lost(&error) => return Err(error),
             Err(_) => self.attach_each(session, shapes).await?,
         }
         self.app
@@ -157,7 +157,7 @@ impl Feed {
             }
             match session.attach(std::slice::from_ref(&shape)).await {
                 Ok(position) => self.attached(session, &[shape], position),
-                Err(error) if session.feed.is_closed() => return Err(error),
+                Err(error) if session.is_lost(&error) => return Err(error),
                 Err(error) => {
                     self.failed(&shape, error.clone());
                     if error.is_passing() {
@@ -336,6 +336,11 @@ impl Session {
                 .unwrap_or(Err(lost))
         }
         .boxed()
+    }
+
+    /// Nothing can be done in it any more: it has ended, or an error has taken the shapes that it had.
+    fn is_lost(&self, error: &Error) -> bool {
+        self.feed.is_closed() || error.sqlstate() == Some("SF410")
     }
 
     async fn attach(&self, shapes: &[Arc<LiveShape>]) -> Result<i64, Error> {

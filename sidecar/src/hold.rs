@@ -156,9 +156,9 @@ impl Hold<'_> {
             max_bytes,
         );
         match seen {
-            Seen::Operations(mut it) => {
+            Seen::Operations(it) => {
                 if !it.closed {
-                    it.silent = self.silent(progress, it.end.position(), &it.positions);
+                    it.silent(|| self.silent(progress, it.end.position(), &it.positions));
                 }
                 Ok(Step::Done(Outcome::News(it)))
             }
@@ -236,8 +236,8 @@ impl Hold<'_> {
                 silent,
                 ..
             }) => {
-                let mut operations = Operations::new(messages, end, upto.is_none());
-                operations.silent = silent;
+                let operations = Operations::new(messages, end, upto.is_none());
+                operations.silent(|| silent);
                 Ok(Some(Step::Done(Outcome::News(operations))))
             }
             Ok(LogChunk { upto, silent, .. }) => {

@@ -1,5 +1,7 @@
 //! Names and texts that the wire format fixes: headers, control messages, the cursor.
 
+use std::fmt::Write;
+
 use serde_json::json;
 
 /// Response headers.
@@ -41,12 +43,20 @@ pub const SEPARATOR: &[u8] = b",\n";
 /// The message that closes an answer which reaches the end of the log. `silent`: transactions up to there that touched the
 /// table and are no operation of the shape.
 pub fn up_to_date(last_seen: i64, silent: &[u32]) -> String {
-    let last_seen = last_seen.to_string();
-    let mut headers = json!({"control": "up-to-date", "global_last_seen_lsn": last_seen});
-    if !silent.is_empty() {
-        headers["txids"] = json!(silent);
+    let mut text = String::with_capacity(96 + 11 * silent.len());
+    text.push_str(r#"{"headers":{"control":"up-to-date","global_last_seen_lsn":""#);
+    let mut put = |separator: &str, number: i64| {
+        text.push_str(separator);
+        write!(text, "{number}").expect("a string takes any text");
+    };
+    put("", last_seen);
+    let mut separator = r#"","txids":["#;
+    for xid in silent {
+        put(separator, i64::from(*xid));
+        separator = ",";
     }
-    json!({"headers": headers}).to_string()
+    text.push_str(if silent.is_empty() { r#""}}"# } else { "]}}" });
+    text
 }
 
 /// The message that closes a snapshot: which transactions it holds.

@@ -1,5 +1,7 @@
 //! The query string as parameters: scalars, lists (`columns[]=a`) and maps (`params[1]=x`).
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 /// A value that is not text: bytes that are not UTF-8, or with a NUL, which no Postgres text can hold.
@@ -7,15 +9,15 @@ use percent_encoding::percent_decode_str;
 pub struct NotText;
 
 /// A value as it was given.
-pub type Value = Result<String, NotText>;
+pub type Value<'a> = Result<Cow<'a, str>, NotText>;
 
 /// Parameters in the order of the query string. Of a scalar given twice the last one counts.
 #[derive(Debug, Default)]
-pub struct Query(Vec<(String, Value)>);
+pub struct Query<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
 
-impl Query {
+impl<'a> Query<'a> {
     /// Reads a query string; nothing in one is an error by itself.
-    pub fn parse(text: &str) -> Self {
+    pub fn parse(text: &'a str) -> Self {
         Query(
             text.split('&')
                 .filter(|pair| !pair.is_empty())
@@ -25,7 +27,7 @@ impl Query {
     }
 
     /// The scalar `name`.
-    pub fn get(&self, name: &str) -> Option<&Value> {
+    pub fn get(&self, name: &str) -> Option<&Value<'a>> {
         self.0
             .iter()
             .rev()
@@ -34,7 +36,7 @@ impl Query {
     }
 
     /// The scalar `name` if it has a value that is not empty.
-    pub fn given(&self, name: &str) -> Option<&Value> {
+    pub fn given(&self, name: &str) -> Option<&Value<'a>> {
         self.get(name)
             .filter(|value| !matches!(value, Ok(text) if text.is_empty()))
     }
@@ -45,7 +47,7 @@ impl Query {
     }
 
     /// Entries `name[key]`, with what stands between the brackets, nested ones included.
-    pub fn entries<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    pub fn entries<'q>(&'q self, name: &'q str) -> impl Iterator<Item = (&'q str, &'q Value<'a>)> {
         self.0.iter().filter_map(move |(key, value)| {
             let inner = key
                 .strip_prefix(name)?
@@ -60,9 +62,9 @@ impl Query {
         let value = if value.contains('\0') {
             Err(NotText)
         } else {
-            Ok(value)
+            Ok(value.into())
         };
-        self.0.push((name, value));
+        self.0.push((name.into(), value));
     }
 
     /// Removes a parameter, with its entries.
@@ -75,20 +77,27 @@ impl Query {
 
     /// Names of all parameters.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(key, _)| key.as_str())
+        self.0.iter().map(|(key, _)| &**key)
     }
 }
 
-fn pair(text: &str) -> (String, Value) {
+fn pair(text: &str) -> (Cow<'_, str>, Value<'_>) {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     // A key that is not text names nothing that is known.
     (decode(key).unwrap_or_default(), decode(value))
 }
 
-fn decode(text: &str) -> Value {
-    let spaced = text.replace('+', " ");
-    match percent_decode_str(&spaced).decode_utf8() {
-        Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
+/// Nothing is copied of what stands there as it is meant.
+fn decode(text: &str) -> Value<'_> {
+    let decoded = if text.contains('+') {
+        let spaced = text.replace('+', " ");
+        let decoded = percent_decode_str(&spaced).decode_utf8();
+        decoded.map(|text| text.into_owned().into())
+    } else {
+        percent_decode_str(text).decode_utf8()
+    };
+    match decoded {
+        Ok(text) if !text.contains('\0') => Ok(text),
         _ => Err(NotText),
     }
 }
@@ -102,7 +111,7 @@ mod tests {
         let query = Query::parse("a=1&a=2&b=x+y%2Bz&live&&c=%zz%4");
         assert_eq!(query.text("a"), Some("2"));
         assert_eq!(query.text("b"), Some("x y+z"));
-        assert_eq!(query.get("live"), Some(&Ok(String::new())));
+        assert_eq!(query.get("live"), Some(&Ok("".into())));
         assert_eq!(query.given("live"), None);
         assert_eq!(query.text("c"), Some("%zz%4"));
     }

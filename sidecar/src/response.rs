@@ -1,6 +1,6 @@
 //! Answers to requests for shapes: headers by docs/protocol.md ("Response headers").
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -23,10 +23,14 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json; charse
 /// Room for the headers of an answer, those that the router adds included.
 const HEADERS: usize = 22;
 
+/// Longer than most handles, offsets and etags.
+const LONG: usize = 128;
+
 /// A header value of something that is printed in ASCII.
 pub fn value(printed: impl Display) -> HeaderValue {
-    HeaderValue::from_maybe_shared(Bytes::from(printed.to_string()))
-        .expect("handles and offsets are ASCII")
+    let mut text = String::with_capacity(LONG);
+    write!(text, "{printed}").expect("a string takes any text");
+    HeaderValue::try_from(text).expect("handles and offsets are ASCII")
 }
 
 /// What a request is answered with.
@@ -138,7 +142,7 @@ pub fn respond(
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(
         header::CACHE_CONTROL,
-        value(class(request).cache_control(config.ages())),
+        class(request).cache_control(config.ages()),
     );
     headers.insert(header::ETAG, value(etag));
     headers.insert(names::HANDLE, value(answer.handle));

@@ -1,17 +1,19 @@
 //! Routes, and what all responses have.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Request, State};
+use axum::body::{Body, HttpBody};
+use axum::extract::State;
 use axum::http::header::{self, HeaderMap};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, uri};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, Version, uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{BoxError, Router};
+use bytes::Bytes;
 use percent_encoding::percent_decode_str;
+use tower::ServiceExt;
 
-use crate::admission::admit;
 use crate::app::App;
 use crate::error::Error;
 use crate::handlers;
@@ -25,26 +27,73 @@ const DEFAULT_CACHE_CONTROL: HeaderValue =
 /// Longest URL, in bytes.
 pub const MAX_URL_BYTES: usize = 64 << 10;
 
-/// The service. Its paths must be normal (see [`normalize`]).
-pub fn router(app: Arc<App>) -> Router {
+/// Who answers requests.
+pub struct Service {
+    app: Arc<App>,
+    routes: Router,
+}
+
+impl Service {
+    /// The service of a sidecar.
+    pub fn new(app: Arc<App>) -> Self {
+        Service {
+            routes: routes(app.clone()),
+            app,
+        }
+    }
+
+    /// Answers a request. Preflights, the length of URLs, and the headers of every response are the same for all routes.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let request = normalize(request);
+        let envelope = Envelope::of(&request);
+        let too_long = |it: &uri::PathAndQuery| it.as_str().len() > MAX_URL_BYTES;
+        let response = if envelope.is_preflight {
+            preflight(request.headers())
+        } else if request.uri().path_and_query().is_some_and(too_long) {
+            Error::UrlTooLong.into_response()
+        } else if *request.method() == Method::GET && envelope.is_shape {
+            // What nearly all requests are: without the boxes and copies of a way through the routes.
+            let (head, _) = request.into_parts();
+            handlers::shape::get(State(self.app.clone()), head).await
+        } else {
+            let answer = self.routes.clone().oneshot(request.map(Body::new));
+            Box::pin(answer)
+                .await
+                .unwrap_or_else(|never: Infallible| match never {})
+        };
+        envelope.around(response, &self.app)
+    }
+}
+
+/// The routes. Their paths must be normal (see [`normalize`]).
+fn routes(app: Arc<App>) -> Router {
     let shape = get(handlers::shape::get)
         .delete(handlers::delete::delete)
         .post(handlers::shape::post)
-        .fallback(not_found)
-        .layer(middleware::from_fn_with_state(app.clone(), admit));
+        .fallback(not_found);
     let routes = Router::new()
         .route("/", get(handlers::root::get).fallback(not_found))
         .route(SHAPE, shape)
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
-        .fallback(not_found)
-        .layer(middleware::from_fn_with_state(app.clone(), envelope));
+        .route(
+            "/openapi.json",
+            get(handlers::openapi::get).fallback(not_found),
+        )
+        .fallback(not_found);
     routes.with_state(app)
 }
 
 /// Makes `/v1//shape/` and `/v1/%73hape` what they mean, before they are routed.
-pub fn normalize<B>(mut request: axum::http::Request<B>) -> axum::http::Request<B> {
+fn normalize<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path();
+    if path == SHAPE {
+        return request;
+    }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
     let segments: Vec<&str> = decoded
         .split('/')
@@ -69,54 +118,57 @@ async fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "Not found").into_response()
 }
 
-/// Preflights, the length of URLs, and the headers of every response.
-async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let version = request.version();
-    let methods = if request.uri().path() == SHAPE {
-        SHAPE_METHODS
-    } else {
-        OTHER_METHODS
-    };
-    let is_preflight = *request.method() == Method::OPTIONS;
-    let mut response = if is_preflight {
-        preflight(request.headers())
-    } else if request
-        .uri()
-        .path_and_query()
-        .is_some_and(|it| it.as_str().len() > MAX_URL_BYTES)
-    {
-        Error::UrlTooLong.into_response()
-    } else {
-        next.run(request).await
-    };
-    let refused = response.status() == StatusCode::METHOD_NOT_ALLOWED;
-    let headers = response.headers_mut();
-    if refused {
-        headers.insert(header::ALLOW, methods.clone());
+/// What the headers of every response depend on.
+struct Envelope {
+    version: Version,
+    is_shape: bool,
+    is_preflight: bool,
+}
+
+impl Envelope {
+    fn of<B>(request: &Request<B>) -> Self {
+        Envelope {
+            version: request.version(),
+            is_shape: request.uri().path() == SHAPE,
+            is_preflight: *request.method() == Method::OPTIONS,
+        }
     }
-    headers.insert(
-        header::ACCESS_CONTROL_ALLOW_ORIGIN,
-        HeaderValue::from_static("*"),
-    );
-    headers.insert(
-        header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static(EXPOSED_HEADERS),
-    );
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-    headers.insert(
-        header::SERVER,
-        HeaderValue::from_static(concat!("shapefeed/", env!("CARGO_PKG_VERSION"))),
-    );
-    // Over HTTP/2 the connection says it itself.
-    if app.shutdown.is_cancelled() && version < Version::HTTP_2 {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+
+    fn around(&self, mut response: Response, app: &App) -> Response {
+        let methods = if self.is_shape {
+            SHAPE_METHODS
+        } else {
+            OTHER_METHODS
+        };
+        let refused = response.status() == StatusCode::METHOD_NOT_ALLOWED;
+        let headers = response.headers_mut();
+        if refused {
+            headers.insert(header::ALLOW, methods.clone());
+        }
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        );
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static(EXPOSED_HEADERS),
+        );
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.insert(
+            header::SERVER,
+            HeaderValue::from_static(concat!("shapefeed/", env!("CARGO_PKG_VERSION"))),
+        );
+        // Over HTTP/2 the connection says it itself.
+        if app.shutdown.is_cancelled() && self.version < Version::HTTP_2 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if !self.is_preflight {
+            headers
+                .entry(header::CACHE_CONTROL)
+                .or_insert(DEFAULT_CACHE_CONTROL);
+        }
+        response
     }
-    if !is_preflight {
-        headers
-            .entry(header::CACHE_CONTROL)
-            .or_insert(DEFAULT_CACHE_CONTROL);
-    }
-    response
 }
 
 /// Any page may send any header; browsers may remember that for a day.

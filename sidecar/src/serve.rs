@@ -1,5 +1,6 @@
 //! Connections: accepted, served, and let go of when the sidecar is told to stop.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceExt};
 
 use crate::app::App;
 use crate::certificate::Certificate;
 use crate::pace::{Keeping, Late, Limits, Pace, Paced};
 use crate::rejection::Rejecting;
-use crate::router::{MAX_URL_BYTES, normalize, router};
+use crate::router::{MAX_URL_BYTES, Service};
 
 /// Bound of what is kept of a request's head, and of an answer that its client does not take.
 const BUFFER_BYTES: usize = 2 * MAX_URL_BYTES;
@@ -44,16 +44,17 @@ struct Server {
     http2: http2::Builder<TokioExecutor>,
     limits: Limits,
     certificate: Option<Arc<Certificate>>,
+    service: Arc<Service>,
 }
 
 /// Serves until the shutdown, then for as long as answers are under way.
 pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc<Certificate>>) {
-    let service = router(app.clone()).map_request(normalize);
     let server = Arc::new(Server {
         http1: http1_builder(),
         http2: http2_builder(),
         limits: app.config.limits(),
         certificate,
+        service: Arc::new(Service::new(app.clone())),
         app,
     });
     let connections = TaskTracker::new();
@@ -62,7 +63,7 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc
             stream = accept(&listener) => stream,
             () = server.app.shutdown.cancelled() => break,
         };
-        connections.spawn(connection(server.clone(), stream, service.clone()));
+        connections.spawn(connection(server.clone(), stream));
     }
     drop(listener);
     connections.close();
@@ -109,23 +110,14 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-async fn connection<S>(server: Arc<Server>, stream: TcpStream, service: S)
-where
-    S: Service<
-            Request<Incoming>,
-            Response = axum::response::Response,
-            Error = std::convert::Infallible,
-        >,
-    S: Clone + Send + 'static,
-    S::Future: Send,
-{
+async fn connection(server: Arc<Server>, stream: TcpStream) {
     let Some(certificate) = &server.certificate else {
         let version = tokio::select! {
             version = version(&stream, server.limits) => version,
             () = server.app.shutdown.cancelled() => None,
         };
         if let Some(version) = version {
-            talk(&server, stream, version, service).await;
+            talk(&server, stream, version).await;
         }
         return;
     };
@@ -135,7 +127,7 @@ where
                 Some(b"h2") => Version::HTTP_2,
                 _ => Version::HTTP_11,
             };
-            talk(&server, stream, version, service).await;
+            talk(&server, stream, version).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
         Err(_) => tracing::debug!("no TLS in time"),
@@ -169,29 +161,21 @@ async fn version(stream: &TcpStream, limits: Limits) -> Option<Version> {
 }
 
 /// Answers requests over a stream until one side ends that.
-async fn talk<S>(
+async fn talk(
     server: &Server,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     version: Version,
-    service: S,
-) where
-    S: Service<
-            Request<Incoming>,
-            Response = axum::response::Response,
-            Error = std::convert::Infallible,
-        >,
-    S: Clone + Send + 'static,
-    S::Future: Send,
-{
+) {
     let pace = Pace::new(server.limits);
     let stream = Rejecting::new(Paced::new(stream, pace.clone()));
     let requests = pace.clone();
-    let answer = hyper::service::service_fn(move |request| {
+    let service = server.service.clone();
+    let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = requests.request();
-        let answer = service.clone().oneshot(request);
+        let service = service.clone();
         async move {
-            let answer = answer.await?;
-            Ok::<_, std::convert::Infallible>(answer.map(|body| Keeping::new(body, running)))
+            let answer = service.answer(request).await;
+            Ok::<_, Infallible>(answer.map(|body| Keeping::new(body, running)))
         }
     });
     let stream = TokioIo::new(stream);

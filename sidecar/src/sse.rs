@@ -100,7 +100,7 @@ impl Asked<'_> {
         let class = Class::Events(self.app.config.sse_timeout());
         headers.insert(
             header::CACHE_CONTROL,
-            response::value(class.cache_control(self.app.config.ages())),
+            class.cache_control(self.app.config.ages()),
         );
         headers.insert(
             header::ETAG,

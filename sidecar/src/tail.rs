@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::content::Content;
 use crate::offset::Place;
-use crate::protocol::SEPARATOR;
+use crate::protocol::{self, SEPARATOR};
+use crate::response::array;
 use crate::sse;
 
 #[derive(Debug)]
@@ -40,9 +42,15 @@ pub struct Operations {
     pub closed: bool,
     /// Positions of the operations, ascending; those of a tail only.
     pub positions: Arc<[i64]>,
-    /// Transactions up to the end that touched the table and are none of these operations.
-    pub silent: Vec<u32>,
-    events: Arc<OnceLock<Bytes>>,
+    shared: Arc<Shared>,
+}
+
+/// What is found out or made once for all who get the same operations.
+#[derive(Debug, Default)]
+struct Shared {
+    silent: OnceLock<Vec<u32>>,
+    array: OnceLock<Content>,
+    events: OnceLock<Bytes>,
 }
 
 impl Operations {
@@ -53,17 +61,32 @@ impl Operations {
             end,
             closed,
             positions: Arc::default(),
-            silent: Vec::new(),
-            events: Arc::default(),
+            shared: Arc::default(),
         }
     }
 
-    /// The same as events, made once for all who are sent them.
+    /// Transactions up to the end that touched the table and are none of these operations, found by `find` unless they are
+    /// known.
+    pub fn silent(&self, find: impl FnOnce() -> Vec<u32>) -> &[u32] {
+        self.shared.silent.get_or_init(find)
+    }
+
+    /// The same as an array, closed by up-to-date if `last_seen` says how far. `name` begins its identity.
+    pub fn array(&self, last_seen: Option<i64>, name: impl FnOnce() -> String) -> Content {
+        let make = || {
+            let silent = self.silent(Vec::new);
+            let last = last_seen.map(|seen| protocol::up_to_date(seen, silent));
+            let identity = format!("{}:{}", name(), last.as_deref().unwrap_or(""));
+            array(self.messages.clone(), last).known_as(identity)
+        };
+        self.shared.array.get_or_init(make).clone()
+    }
+
+    /// The same as events.
     pub fn events(&self) -> Bytes {
         let last_seen = (!self.closed).then_some(self.end.position());
-        self.events
-            .get_or_init(|| sse::events(&self.messages, last_seen, &self.silent))
-            .clone()
+        let make = || sse::events(&self.messages, last_seen, self.silent(Vec::new));
+        self.shared.events.get_or_init(make).clone()
     }
 }
 

@@ -10,9 +10,10 @@ import { allFigures, failures, printTable } from './lib/report.mjs'
 import { routing } from './routing.mjs'
 import { serving } from './serving.mjs'
 import { snapshot } from './snapshot.mjs'
+import { sse } from './sse.mjs'
 import { transaction } from './transaction.mjs'
 
-const suites = { latency, snapshot, transaction, serving, routing, capture }
+const suites = { latency, snapshot, transaction, serving, sse, routing, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])

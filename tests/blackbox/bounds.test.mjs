@@ -93,6 +93,45 @@ test('a table that somebody has locked holds up no shape on another', async () =
   }
 })
 
+test('a shape that cannot be attached takes no other one from the feed', async () => {
+  const { api } = await site.another()
+  await site.sql('create table a (id int primary key); create table b (id int primary key); create table c (id int primary key)')
+  const [a, b, c] = await Promise.all(['a', 'b', 'c'].map((table) => api.follow({ table })))
+  await site.sql('insert into a values (1)')
+  await a.until(({ rows }) => rows.size === 1) // the feed has it
+  const locker = await site.database.connect()
+  try {
+    await locker.query('begin; lock table b in access exclusive mode')
+    const shut = api.get({ table: 'b', handle: b.handle, offset: b.offset, live: 'true' })
+    const other = c.until(({ rows }) => rows.size === 1)
+    await site.sql('insert into c values (1)')
+    await other
+    await site.sql('insert into a values (2)')
+    await a.until(({ rows }) => rows.size === 2)
+    await locker.query('rollback')
+    await shut
+    await site.sql('insert into a values (3)')
+    await a.until(({ rows }) => rows.size === 3)
+  } finally {
+    await locker.end()
+  }
+})
+
+test('an internal error of a function ends the shape that calls it, and no other', async () => {
+  const { api } = await site.another()
+  await site.sql('create table calls (id int primary key)')
+  const other = await api.follow({ table: 'calls', where: 'id > 0 or id is null' })
+  const raising = await api.follow({ table: 'calls', log: 'changes_only', where: `case when id is not null then array_in('{1}', 0, -1) is null end` })
+  const [answer] = await Promise.all([
+    api.get({ ...raising.params, handle: raising.handle, offset: raising.offset, live: 'true' }),
+    other.until(({ rows }) => rows.size === 1),
+    site.sql('insert into calls values (1)'),
+  ])
+  assert.ok([400, 409].includes(answer.status), answer.text)
+  const first = await api.get({ ...raising.params, log: 'full', offset: '-1' })
+  assert.equal(first.status, 400, first.text)
+})
+
 test('a pooler that lends backends by the transaction is refused', async () => {
   const pooler = await startPooler(site.database.url)
   const sidecar = await startSidecar({ databaseUrl: pooler.url, ready: false })

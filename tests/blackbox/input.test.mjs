@@ -85,6 +85,27 @@ test('huge and odd offsets', async () => {
   }
 })
 
+test('a snapshot cursor that a client makes up: a new handle', async () => {
+  const { handle } = await site.api.start({ table: 'items' })
+  const cursor = (text) => BigInt(`0x01${Buffer.from([0, text.length, ...Buffer.from(text)]).toString('hex')}`)
+  for (const text of ['\0', 'no number', '1e400', '']) {
+    await refused(`table=items&handle=${handle}&offset=0_${cursor(text)}`, 409)
+  }
+})
+
+test('a clause that Postgres can type and not evaluate', async () => {
+  await site.sql(`create table spelled (a text collate "C" primary key, b text collate "POSIX"); insert into spelled values ('a', 'b')`)
+  await refused(`table=spelled&offset=-1&where=${encodeURIComponent('a = b')}`, 400, 'where')
+})
+
+test('a body of many members', async () => {
+  const body = `{${Array.from({ length: 300_000 }, (_, i) => `"m${i}":1`).join()}}`
+  const began = performance.now()
+  const answer = await raw('/v1/shape?table=items&offset=-1', { method: 'POST', body, headers: { 'content-type': 'application/json' } })
+  assert.equal(answer.status, 400, answer.text)
+  assert.ok(performance.now() - began < 5000)
+})
+
 test('odd handles are unknown ones', async () => {
   const { handle } = await site.api.start({ table: 'items' })
   const [hash, pin] = handle.split('-')

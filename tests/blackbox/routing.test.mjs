@@ -26,8 +26,8 @@ const long = "repeat('long', 1000)"
 const values = {
   i2: ['0', '1', '-1', '32767'], i4: ['0', '1', '2', '-1', '70000', '2147483647'], i8: ['0', '1', '-1', '70000', '4294967297', '9223372036854775807'],
   f4: ["'0'", "'-0'", "'NaN'", '1', '0.1', "'Infinity'"], f8: ["'0'", "'-0'", "'NaN'", '1', '0.1', "'-Infinity'"],
-  nu: ['0', '1', '1.0', '1.00', '-1', "'NaN'", '0.1'], t: ["'a'", "'A'", "''", "'é'", "E'a\\nb'", "'a  '", "'50%'"],
-  tc: ["'a'", "'A'", "''", "'é'"], ci: ["'a'", "'A'", "'b'", "'É'", "'é'"], vc: ["'a'", "'A'", "'a  '", "''"], bp: ["'a'", "'a   '", "'ab'", "''"],
+  nu: ['0', '1', '1.0', '1.00', '-1', "'NaN'", '0.1'], t: ["'a'", "'A'", "''", "'é'", "E'a\\nb'", "'a  '", "'50%'", "'ab'", "'abc'", "'éa'"],
+  tc: ["'a'", "'A'", "''", "'é'", "'ab'", "'b'", "'f'"], ci: ["'a'", "'A'", "'b'", "'É'", "'é'"], vc: ["'a'", "'A'", "'a  '", "''"], bp: ["'a'", "'a   '", "'ab'", "''"],
   ct: ["'a'", "'A'", "'b'"], d: ["'2024-01-01'", "'2024-01-02'", "'infinity'"], ts: ["'2024-01-01'", "'2024-01-01 12:00'", "'infinity'"],
   tz: ["'2024-01-01 00:00Z'", "'2024-01-01 12:00Z'", "'-infinity'"], b: ['true', 'false'],
   u: ["'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "'00000000-0000-0000-0000-000000000000'"], e: ["'sad'", "'ok'", "'happy'"],
@@ -42,18 +42,31 @@ const typeOf = { i2: 'smallint', i4: 'int', i8: 'bigint', f4: 'real', f8: 'float
 function conditions(random) {
   const { pick, chance, below } = random
   const integers = ['i2', 'i4', 'i8', 'dom']
+  const texts = ['t', 'tc', 'vc', 'bp', 'ct', 'big']
   const cast = (column, value) => {
     if (integers.includes(column) && chance(0.4)) return `${value}::${pick(['smallint', 'int', 'bigint', 'numeric'])}`
     if (['f4', 'f8', 'nu'].includes(column) && chance(0.4)) return `${value}::${pick(['real', 'float8', 'numeric'])}`
     return chance(0.3) ? `${value}::${typeOf[column] ?? 'text'}` : value
   }
   const constant = (column) => (chance(0.04) ? 'null' : cast(column, pick(values[column])))
+  const order = (column) => {
+    const collation = texts.includes(column) ? pick(['', '', ' collate "C"', ' collate "en-x-icu"', ' collate nobody_shouts']) : ''
+    const sides = [`${column}${collation}`, constant(column)]
+    return (chance(0.3) ? sides.reverse() : sides).join(` ${pick(['<', '<=', '>', '>='])} `)
+  }
+  const prefix = () => {
+    const column = pick(chance(0.1) ? ['by', 'ci'] : texts)
+    const collation = column === 'ci' || chance(0.2) ? pick([' collate "C"', ' collate "en-x-icu"']) : ''
+    const pattern = pick(["'a%'", "'a%%'", "'ab%'", "'a_%'", "'%'", "'a%b'", "'a'", "'A%'", "'50\\%'", "'50\\%%'", "'é%'", "E'a\n%'", "'x%' escape 'x'", "'axb%' escape 'x'"])
+    return pick([`${column}${collation} like ${pattern}`, `${column}${collation} like ${pattern}`, `${column}${collation} ^@ ${pick(["'a'", "''", "'é'", "'ab'"])}`,
+      `starts_with(${column}::text${collation}, ${pick(["'a'", "'A'", "'50%'"])})`, `${column}${collation} not like ${pattern}`])
+  }
   const list = (column) => Array.from({ length: 1 + below(chance(0.2) ? 14 : 3) }, () => constant(column)).join(', ')
   const atoms = [
     (c) => `${c} = ${constant(c)}`, (c) => `${c} = ${constant(c)}`, (c) => `${constant(c)} = ${c}`,
     (c) => `${c} in (${list(c)})`, (c) => `${c} = any (array[${list(c)}])`, (c) => `${c} = any (array[null, ${list(c)}])`,
-    (c) => `${c} not in (${list(c)})`, (c) => `${c} <> ${constant(c)}`, (c) => `${c} < ${constant(c)}`,
-    (c) => `${c} between ${constant(c)} and ${constant(c)}`, (c) => `${c} is null`, (c) => `${c} is not distinct from ${constant(c)}`,
+    (c) => `${c} not in (${list(c)})`, (c) => `${c} <> ${constant(c)}`, (c) => order(c), (c) => order(c), (c) => `${order(c)} and ${order(c)}`,
+    (c) => `${c} ${pick(['', 'not ', ''])}between ${pick(['', 'symmetric '])}${constant(c)} and ${constant(c)}`, () => prefix(), () => prefix(), (c) => `${c} is null`, (c) => `${c} is not distinct from ${constant(c)}`,
     (c) => `${c} is not null`, (c) => `(${c}, i4) = (${constant(c)}, ${constant('i4')})`, (c) => `${c}::text collate "C" ilike '%a%'`,
     () => `j @> '{"k": 1}'`, () => `b`, () => `not b`, () => `t collate nobody_shouts = ${pick(values.t)}`,
     () => `i4 = i8`, () => `i4 + 0 = 1`, () => `coalesce(i4, 1) = 1`, () => 'false', () => 'true', () => 'null::bool',
@@ -311,7 +324,13 @@ test('explain_shape names index entries and conditions, to whoever may SELECT', 
   assert.deepEqual(lines(measured), [['index', `"company" = '7'`, null], ['evaluate', "(status ~~ 'o%'::text)", null]])
   assert.ok(measured.every(({ cost_ns: cost }) => cost > 0 && cost < 1e6), JSON.stringify(measured))
   assert.deepEqual(lines(await explain("company in (7, 9) or status = 'x'")).map(([, condition]) => condition), [`"company" = ANY ('{7,9}')`, `"status" = 'x'`])
-  assert.deepEqual(lines(await explain('company > 7')), [['no index', null, null], ['evaluate', '(company > 7)', null]])
+  assert.deepEqual(lines(await explain('company > 7')), [['index', `"company" > '7'`, null]])
+  assert.deepEqual(lines(await explain("company between 7 and 9 and status like 'o%n'")),
+    [['index', `"company" >= '7' AND "company" <= '9'`, null], ['evaluate', "(status ~~ 'o%n'::text)", null]])
+  assert.deepEqual(lines(await explain("status like 'o%n'", ['1'])),
+    [['index', `"status" LIKE 'o%n'`, 'found'], ['evaluate', "(status ~~ 'o%n'::text)", 'true'], ['row', '1', 'in']])
+  assert.deepEqual(lines(await explain("starts_with(status, 'o')", ['2'])), [['index', `"status" ^@ 'o'`, 'not found'], ['row', '2', 'not in']])
+  assert.deepEqual(lines(await explain('company + 0 > 7')), [['no index', null, null], ['evaluate', '((company + 0) > 7)', null]])
   assert.deepEqual(lines(await explain(null)), [['every row', null, null]])
   await assert.rejects(explain("secret = 's'", ['1']), /permission denied/)
   await reader.end()

@@ -67,6 +67,24 @@ test('electric-schema names each type', async () => {
   assert.deepEqual(Object.keys(some.schema).sort(), ['c1', 'id'])
 })
 
+test('electric-schema of what has no declared dimensions, and of what is not null', async () => {
+  await site.sql(`create table derived as select 1 as id, array[1, 2] as ints; alter table derived add primary key (id), add v varchar(7) not null default '';
+    create table composed (id pair, v pair, primary key (id))`)
+  assert.deepEqual((await site.api.start({ table: 'derived' })).schema, {
+    id: { type: 'int4', pk_index: 0, not_null: true }, ints: { type: '_int4' }, v: { type: 'varchar', max_length: 7, not_null: true },
+  })
+  assert.deepEqual((await site.api.start({ table: 'composed' })).schema, { id: { type: 'pair', pk_index: 0, not_null: true }, v: { type: 'pair' } })
+})
+
+test('a generated column that is stored is one like the others', async () => {
+  await site.sql('create table generated (id int primary key, n int, twice int generated always as (n * 2) stored); insert into generated values (1, 4)')
+  const follower = await site.api.follow({ table: 'generated', where: 'twice > 5' })
+  await site.sql('update generated set n = 5; insert into generated values (2, 1), (3, 3)')
+  await follower.until(({ rows }) => rows.size === 2 && [...rows.values()][0].twice === '10')
+  assert.deepEqual(follower.seen.map(({ value }) => value), [{ id: '1', n: '5', twice: '10' }, { id: '3', n: '3', twice: '6' }])
+  assert.deepEqual(follower.answers[0].schema.twice, { type: 'int4' })
+})
+
 test('where on the columns of many types', async () => {
   const wheres = {
     [columnOf(types.findIndex(([type]) => type === 'uuid'))]: 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11',

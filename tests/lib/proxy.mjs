@@ -1,15 +1,16 @@
-// An HTTP proxy that passes everything on and keeps the books: what a client asked and was told.
+// An HTTP proxy that passes everything on, in turn to each of its targets, and keeps the books: what a client asked and was told.
 import http from 'node:http'
 import { once } from 'node:events'
 
 /**
- * Starts it before `targetUrl`: { url, requests, refetches(), reset(), setTarget(url), stop() }.
+ * Starts it before `targetUrls`: { url, requests, refetches(), reset(), setTarget(...urls), stop() }.
  * `requests`: { method, path, params, status, startedAt, endedAt } in order of arrival; status is undefined while a
  * request is under way and 502 where the target could not be reached.
  * `refetches()`: { conflicts, initial }, the numbers of 409s and of requests with offset=-1.
  */
-export async function startProxy(targetUrl) {
-  let target = new URL(targetUrl)
+export async function startProxy(...targetUrls) {
+  let targets = targetUrls.map((url) => new URL(url))
+  let turn = 0
   const requests = []
   const agent = new http.Agent({ keepAlive: true })
 
@@ -17,6 +18,7 @@ export async function startProxy(targetUrl) {
     const url = new URL(request.url, 'http://proxy')
     const entry = { method: request.method, path: url.pathname, params: url.searchParams, startedAt: Date.now() }
     requests.push(entry)
+    const target = targets[turn++ % targets.length]
     const upstream = http.request({
       agent,
       host: target.hostname,
@@ -27,7 +29,7 @@ export async function startProxy(targetUrl) {
     })
     upstream.on('response', (answer) => {
       entry.status = answer.statusCode
-      response.writeHead(answer.statusCode, answer.statusMessage, answer.rawHeaders)
+      response.writeHead(answer.statusCode, answer.statusMessage, answer.rawHeaders).flushHeaders() // a stream may have nothing to say yet
       answer.on('error', () => response.destroy())
       answer.pipe(response)
     })
@@ -54,7 +56,7 @@ export async function startProxy(targetUrl) {
       initial: requests.filter(({ params }) => params.get('offset') === '-1').length,
     }),
     reset: () => { requests.length = 0 },
-    setTarget: (newUrl) => { target = new URL(newUrl) },
+    setTarget: (...urls) => { targets = urls.map((url) => new URL(url)) },
     stop: async () => {
       agent.destroy()
       server.closeAllConnections()

@@ -4,14 +4,42 @@ import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { atExit } from './cleanup.mjs'
 import { scratchDir, sidecarBinary } from './paths.mjs'
+import { startProxy } from './proxy.mjs'
 import { freePort, waitFor } from './wait.mjs'
 
+const several = Number(process.env.SHAPEFEED_TEST_SIDECARS ?? 1)
+
 /**
- * Starts a sidecar and waits until it serves: { url, port, pid, stop(), kill9(), log(), exited }.
+ * Starts a sidecar, or as many as SHAPEFEED_TEST_SIDECARS says, which take turns behind one URL, and waits until it serves:
+ * { url, stop(), kill9(), log(), exited, metric(series), each }; one alone also has { port, pid }.
  * Its settings are the development ones (insecure, auto-track, deletion allowed); `env` sets others (undefined takes one
  * away), `flags` are command-line arguments. `port`: take the place of an earlier one. `ready: false`: do not wait.
  */
-export async function startSidecar({ databaseUrl, flags = [], env = {}, port, ready = true } = {}) {
+export async function startSidecar(options = {}) {
+  const alone = several === 1 || options.port || options.ready === false
+  return alone ? startOne(options) : together(await Promise.all(Array.from({ length: several }, () => startOne(options))))
+}
+
+/** Sidecars as one, by a proxy that gives each request to the next of them. */
+async function together(each) {
+  const front = await startProxy(...each.map(({ url }) => url))
+  const onAll = async (what) => {
+    const [first] = await Promise.all(each.map((sidecar) => sidecar[what]()))
+    await front.stop()
+    return first
+  }
+  return {
+    url: front.url,
+    each,
+    exited: Promise.race(each.map(({ exited }) => exited)),
+    log: () => each.map((sidecar) => sidecar.log()).join(''),
+    stop: () => onAll('stop'),
+    kill9: () => onAll('kill9'),
+    metric: async (series) => (await Promise.all(each.map((sidecar) => sidecar.metric(series)))).reduce((sum, value) => sum + value, 0),
+  }
+}
+
+async function startOne({ databaseUrl, flags = [], env = {}, port, ready = true } = {}) {
   const listenPort = port ?? await freePort()
   const dir = scratchDir('sidecar')
   const logFile = join(dir, 'sidecar.log')
@@ -47,6 +75,11 @@ export async function startSidecar({ databaseUrl, flags = [], env = {}, port, re
     pid: child.pid,
     exited,
     log: () => readFileSync(logFile, 'utf8'),
+    /** The value of a series of /metrics, 0 where there is none. */
+    metric: async (series) => {
+      const lines = (await (await fetch(`${sidecar.url}/metrics`)).text()).split('\n')
+      return Number(lines.find((line) => line.startsWith(`${series} `))?.slice(series.length) ?? 0)
+    },
     /** SIGTERM; resolves to { code, signal } once it has ended. */
     stop: () => {
       child.kill('SIGTERM')
@@ -57,6 +90,7 @@ export async function startSidecar({ databaseUrl, flags = [], env = {}, port, re
       return exited
     },
   }
+  sidecar.each = [sidecar]
   if (ready) await untilServing(sidecar)
   return sidecar
 }

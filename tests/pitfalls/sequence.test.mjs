@@ -380,3 +380,35 @@ test('M8 COMMIT PREPARED wakes the sequencer', async () => {
   }
   assert.ok(slow.length < 3, `ms from COMMIT PREPARED to its position, above 300: ${slow}`)
 })
+
+test('H12 a slot that is given back in front of a database\'s own does not become its second one', async (t) => {
+  const own = await startCluster({ conf })
+  t.after(() => own.stop())
+  const [first, second] = [await trackedDatabase(own, pair, ['n']), await trackedDatabase(own, pair, ['n'])]
+  await first.client.end()
+  await first.drop()
+  const sequencers = async () => own.psql(`select count(*) from pg_stat_activity
+    where datname = '${second.name}' and backend_type = 'shapefeed sequencer'`)
+  for (let i = 0; i < 30; i++) {
+    await second.query('update n set v = v + 1')
+    assert.equal(await sequencers(), '1')
+    await sleep(50)
+  }
+  const twice = await second.query('select xid from shapefeed.commit group by xid having count(*) > 1')
+  assert.deepEqual(twice, [])
+  assert.equal((await eras(second)).length, 1)
+})
+
+test('an extension that is made anew goes on above every position of the old one', async () => {
+  const database = await trackedDatabase(cluster, pair, ['n'])
+  let before = BigInt(await database.head())
+  for (let i = 0; i < 6; i++) {
+    await database.query('drop extension shapefeed cascade')
+    await database.query('create extension shapefeed')
+    await database.query(`call shapefeed.track('n')`)
+    await waitFor(async () => (await eras(database)).length === 1, { what: 'an era' })
+    const [{ first_position: first }] = await eras(database)
+    assert.ok(BigInt(first) > before, `${first} after ${before}`)
+    before = BigInt(first)
+  }
+})

@@ -128,6 +128,9 @@ test('bodies that cannot be read', async () => {
     assert.equal(headers['cache-control'], 'no-cache')
     assert.equal(headers['access-control-allow-origin'], '*')
   }
+  const long = await post('table=items&offset=-1', JSON.stringify({ where: `name = '${'x'.repeat(66_000)}'` }))
+  assert.equal(long.status, 400)
+  assert.match(long.json.errors.subset.where[0], /bigger than maximum size/)
   const large = await post('table=items&offset=-1', `{"where":"${'x'.repeat(8_000_000)}"}`)
   assert.deepEqual([large.status, large.json], [413, { error: 'Request body too large' }])
 })

@@ -51,7 +51,7 @@ test('so do live answers, with operations and without', async () => {
   const from = await atTheEnd()
   const ask = (extra) => site.api.get({ ...params, handle: from.handle, offset: from.offset, live: 'true', ...extra })
   const held = ask()
-  await waitFor(async () => /^shapefeed_live_requests 1$/m.test(await (await fetch(`${site.sidecar.url}/metrics`)).text()))
+  await waitFor(async () => (await site.sidecar.metric('shapefeed_live_requests')) === 1)
   await site.api.get({ ...params, handle: from.handle, offset: from.offset }) // the shape is attached by now, or soon
   const silent = await unseen('e')
   const idle = ok(await held)
@@ -69,7 +69,7 @@ test('wake=1 has a live request answered when the table is touched', async () =>
   const from = await atTheEnd()
   const ask = (wake) => site.api.get({ ...params, handle: from.handle, offset: from.offset, live: 'true', wake })
   const [woken, asleep] = [ask('1'), ask('false')]
-  await waitFor(async () => /^shapefeed_wakeful_requests 1$/m.test(await (await fetch(`${site.sidecar.url}/metrics`)).text()))
+  await waitFor(async () => (await site.sidecar.metric('shapefeed_wakeful_requests')) === 1)
   const began = performance.now()
   const silent = await unseen('g')
   const answer = ok(await woken)

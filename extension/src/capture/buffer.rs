@@ -9,6 +9,8 @@ pub const NOTE: u8 = b'N';
 
 /// Bytes in front of each entry.
 const LENGTH_BYTES: usize = 4;
+/// What a buffer begins with: most transactions change a row or two.
+const FIRST_BYTES: usize = 1024;
 
 /// Where entries go when memory does not hold them.
 pub trait Spill {
@@ -63,6 +65,11 @@ impl<S: Spill> Buffer<S> {
         self.memory.len()
     }
 
+    /// A part of it is in a file.
+    pub fn is_spilled(&self) -> bool {
+        self.file.is_some()
+    }
+
     fn end(&self) -> u64 {
         self.file_bytes + self.memory.len() as u64
     }
@@ -75,6 +82,9 @@ impl<S: Spill> Buffer<S> {
             .is_none_or(|&(newest, _)| newest < subtransaction)
         {
             self.starts.push((subtransaction, self.end()));
+        }
+        if self.memory.capacity() == 0 {
+            self.memory.reserve(FIRST_BYTES);
         }
         let start = self.memory.len();
         self.memory.extend_from_slice(&[0; LENGTH_BYTES]);

@@ -17,6 +17,9 @@ use crate::record::FORMAT_VERSION;
 
 /// Bytes of a chunk: with its row's header, four of them fit two pages even uncompressed.
 const CHUNK_BYTES: usize = 7600;
+/// A chunk up to here is not toasted, so that writing it needs no snapshot: with several writers, taking one is a notable
+/// part of capturing one row.
+const INLINE_BYTES: usize = 1800;
 
 /// Where a transaction's chunks go, and how many there are.
 #[derive(Clone, Copy, Debug)]
@@ -32,12 +35,17 @@ pub fn flush<S: Spill>(
     first: bool,
     layouts: &[(u64, Layout)],
 ) -> Option<Flushed> {
+    let bytes = buffer.in_memory_bytes();
     let seq = if first {
         0
     } else {
         xact::wal_insert_position()
     };
-    xact::with_transaction_snapshot(|| Packer::new(before, seq, layouts).pack(buffer))
+    let packer = Packer::new(before, seq, layouts, bytes.min(CHUNK_BYTES));
+    if layouts.is_empty() && !packer.full && !buffer.is_spilled() && bytes <= INLINE_BYTES {
+        return packer.pack(buffer);
+    }
+    xact::with_transaction_snapshot(|| packer.pack(buffer))
 }
 
 /// Where chunks go, opened with the first one: a transaction that leaves everything out holds no member.
@@ -92,7 +100,9 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(flushed: Option<Flushed>, seq: i64, layouts: &[(u64, Layout)]) -> Packer {
+    fn new(flushed: Option<Flushed>, seq: i64, layouts: &[(u64, Layout)], bytes: usize) -> Packer {
+        let mut data = Vec::with_capacity(1 + bytes);
+        data.push(FORMAT_VERSION);
         let mut notes = Map::new();
         if !layouts.is_empty() {
             notes.insert("layouts".into(), layouts.iter().map(layout_note).collect());
@@ -105,7 +115,7 @@ impl Packer {
             },
             xid: xact::top_xid(),
             seq,
-            data: vec![FORMAT_VERSION],
+            data,
             notes,
             relids: Vec::new(),
             named: Vec::new(),

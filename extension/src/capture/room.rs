@@ -83,7 +83,24 @@ pub fn sizes() -> Sizes {
 /// The member of the ring to write to.
 pub fn member() -> usize {
     let interval = (xact::clock_s() / guc::ring_interval_s()) as usize % RING_MEMBERS;
-    sizes().member(interval, guc::retention_bytes() / MEMBERS_KEPT)
+    sizes().member(interval, share())
+}
+
+/// The member of the ring to write to, by the size that it has now.
+pub fn member_now() -> usize {
+    for _ in 0..RING_MEMBERS {
+        let member = member();
+        let bytes = log_tables::bytes_of_member(member);
+        LOOK.with_borrow_mut(|look| look.sizes.0[member] = bytes);
+        if bytes < share() {
+            return member;
+        }
+    }
+    member()
+}
+
+fn share() -> u64 {
+    guc::retention_bytes() / MEMBERS_KEPT
 }
 
 /// The log is as large as it may become.

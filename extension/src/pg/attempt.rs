@@ -18,10 +18,29 @@ pub struct Caught {
     pub position: Option<i32>,
 }
 
+impl Caught {
+    /// It is one that values, or a function that looks at them, can raise.
+    pub fn is_of_data(&self) -> bool {
+        let classes = [b"22000", b"38000", b"39000", b"54000", b"P0000"];
+        of_class(self.sqlstate, &classes)
+    }
+}
+
 /// Runs `f` in a subtransaction and catches the error that it raises, unless that error says something about the
 /// server and not about the request: cancellation, lack of a resource, serialization, corruption.
 pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
     catching(f, |sqlstate| !concerns_server(sqlstate))
+}
+
+/// Runs `f`, which evaluates what a client has written, in a subtransaction: one that asks for too much memory, or trips over an
+/// error that is internal to a function, is caught as well. What stops the statement is not, nor is damaged data.
+pub fn attempt_evaluation<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    catching(f, |sqlstate| {
+        !of_class(sqlstate, &[b"40000", b"57000", b"58000"])
+            && sqlstate != PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+            && sqlstate != PgSqlErrorCode::ERRCODE_DATA_CORRUPTED
+            && sqlstate != PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED
+    })
 }
 
 /// Runs `f`, which waits for locks no longer than lock_timeout, in a subtransaction. Err where it waited for that long.
@@ -82,10 +101,15 @@ fn describe(
 
 /// Classes 40 (rollback), 53 (resources), 57 (operator), 58 (system) and XX (internal).
 fn concerns_server(sqlstate: PgSqlErrorCode) -> bool {
-    let class = |code: &[u8; 5]| super::error::sqlstate(code) & 0xFFF;
-    let of_error = sqlstate as i32 & 0xFFF;
-    [b"40000", b"53000", b"57000", b"58000", b"XX000"]
+    of_class(
+        sqlstate,
+        &[b"40000", b"53000", b"57000", b"58000", b"XX000"],
+    ) || sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+}
+
+fn of_class(sqlstate: PgSqlErrorCode, codes: &[&[u8; 5]]) -> bool {
+    let class = |code: i32| code & 0xFFF;
+    codes
         .iter()
-        .any(|code| class(code) == of_error)
-        || sqlstate == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+        .any(|code| class(super::error::sqlstate(code)) == class(sqlstate as i32))
 }

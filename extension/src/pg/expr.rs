@@ -11,16 +11,18 @@ mod key;
 mod order;
 mod parse;
 mod predicate;
+mod range;
 mod template;
 mod tree;
 mod uses;
 
-pub use access::{Access, By, Comparison, Part};
+pub use access::{Access, By, Comparison, Order as RangeOrder, Part, Strategy};
 pub use key::Key;
 pub use order::{Order, analyze_order};
 pub use parse::{Where, analyze, analyze_among, reanalyze};
 use parse::{columns, deparse};
 pub use predicate::{Compiled, Predicate, Scope};
+pub use range::{Ends, Range};
 pub use template::{Condition, Lifted};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.

@@ -4,6 +4,9 @@ use pgrx::pg_sys::{self, Datum};
 
 use super::relation::Relation;
 
+/// Columns that an index of ours has at most.
+const MOST_KEYS: usize = 2;
+
 /// Whether a row belongs into the partial indexes of its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Partial {
@@ -69,14 +72,11 @@ impl Writer {
                 return;
             }
             let columns = &(&(*info).ii_IndexAttrNumbers)[..(*info).ii_NumIndexAttrs as usize];
-            let mut keys: Vec<Datum> = columns
-                .iter()
-                .map(|&column| values[column as usize - 1])
-                .collect();
-            let mut empty: Vec<bool> = columns
-                .iter()
-                .map(|&column| nulls[column as usize - 1])
-                .collect();
+            let (mut keys, mut empty) = ([Datum::null(); MOST_KEYS], [true; MOST_KEYS]);
+            for (place, &column) in columns.iter().enumerate() {
+                keys[place] = values[column as usize - 1];
+                empty[place] = nulls[column as usize - 1];
+            }
             let unique = if (*info).ii_Unique {
                 pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
             } else {

@@ -93,12 +93,17 @@ pub fn forget(relid: u32) {
 /// Bytes that each member of the ring has on disk. Takes no lock: a member that is being truncated counts for something
 /// in between.
 pub fn member_bytes() -> [u64; RING_MEMBERS] {
+    std::array::from_fn(bytes_of_member)
+}
+
+/// Bytes of one member, as `member_bytes` has them.
+pub fn bytes_of_member(number: usize) -> u64 {
     let files = FILES.with_borrow(|files| files.clone()).unwrap_or_else(|| {
         let files = Rc::new(std::array::from_fn(files_of));
         FILES.set(Some(Rc::clone(&files)));
         files
     });
-    std::array::from_fn(|number| files[number].iter().map(|path| bytes_of(path)).sum())
+    files[number].iter().map(|path| bytes_of(path)).sum()
 }
 
 fn files_of(number: usize) -> Vec<String> {

@@ -31,6 +31,8 @@ pub struct Slot {
 #[repr(C)]
 struct Shared {
     launcher_latch: AtomicPtr<pg_sys::Latch>,
+    /// Somebody claims a slot.
+    claiming: AtomicBool,
     slots: [Slot; 0],
 }
 
@@ -108,15 +110,29 @@ pub fn slots() -> &'static [Slot] {
 
 /// The slot of a database, claimed now if it has none. None: not preloaded, or all slots are taken.
 pub fn slot(database: u32) -> Option<&'static Slot> {
-    slots().iter().find(|slot| {
-        match slot
-            .database
-            .compare_exchange(0, database, Ordering::AcqRel, Ordering::Acquire)
-        {
-            Ok(_) => true,
-            Err(owner) => owner == database,
-        }
-    })
+    existing_slot(database).or_else(|| claim(database))
+}
+
+/// Claims a free slot. One at a time: a slot that is given back meanwhile, in front of the one that the database has got, must
+/// not become a second one.
+fn claim(database: u32) -> Option<&'static Slot> {
+    let shared = SHARED.load(Ordering::Acquire);
+    if shared.is_null() {
+        return None;
+    }
+    // SAFETY: as in slots(). Held for a few loads; a process that dies in between takes the server with it.
+    let claiming = unsafe { &(*shared).claiming };
+    while claiming.swap(true, Ordering::Acquire) {
+        std::hint::spin_loop();
+    }
+    let slot = existing_slot(database).or_else(|| {
+        let free = |slot: &&Slot| slot.database.load(Ordering::Acquire) == 0;
+        let slot = slots().iter().find(free)?;
+        slot.database.store(database, Ordering::Release);
+        Some(slot)
+    });
+    claiming.store(false, Ordering::Release);
+    slot
 }
 
 /// The slot of a database that has one.

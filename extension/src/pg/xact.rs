@@ -60,12 +60,15 @@ unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relid: Oid) {
     super::log_tables::forget(relid.to_u32());
 }
 
+// pgrx's declarations catch errors, which costs more than these calls, and they are made for each captured row or transaction.
+unsafe extern "C" {
+    safe fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    safe fn GetXLogInsertRecPtr() -> pg_sys::XLogRecPtr;
+    safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+}
+
 /// The subtransaction that runs; 1 is the top.
 pub fn subtransaction() -> u32 {
-    // pgrx's declaration catches errors, which costs more than the call, and this is asked for each captured row.
-    unsafe extern "C" {
-        safe fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
-    }
     GetCurrentSubTransactionId()
 }
 
@@ -83,8 +86,7 @@ pub fn has_xid() -> bool {
 
 /// Where the next WAL record will go. What was read before a commit is below what is read after it, in any backend.
 pub fn wal_insert_position() -> i64 {
-    // SAFETY: reads shared memory under its own lock.
-    unsafe { pg_sys::GetXLogInsertRecPtr() as i64 }
+    GetXLogInsertRecPtr() as i64
 }
 
 /// The clock, in seconds since 1970.
@@ -96,8 +98,7 @@ pub fn clock_s() -> i64 {
 pub fn clock_us() -> i64 {
     /// Microseconds from 1970 to Postgres' epoch, 2000.
     const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() + POSTGRES_EPOCH_US }
+    GetCurrentTimestamp() + POSTGRES_EPOCH_US
 }
 
 /// The server is replaying WAL.

@@ -72,11 +72,10 @@ impl Batch<'_> {
         self.position - (self.transactions.len() - 1 - n) as i64
     }
 
-    /// Writes it to the ring member of the moment. By the sizes as they are now: a burst, or one large transaction, would
+    /// Writes it to the ring member of the moment. By the size as it is now: a burst, or one large transaction, would
     /// else keep the newest batch, and so itself, in the member that it has filled.
     pub fn write(&self) {
-        room::sizes_now();
-        let member = room::member();
+        let member = room::member_now();
         let ended_at = Datum::from(self.ended_at_us - POSTGRES_EPOCH_US);
         if !self.transactions.is_empty() {
             let mut writer = writer(Ring::Commit, member);

@@ -1,5 +1,7 @@
 //! One step of the sequencer: the transactions that became visible since the last one get their positions.
 
+use std::sync::atomic::Ordering;
+
 use pgrx::Spi;
 use pgrx::pg_sys::Oid;
 
@@ -12,7 +14,7 @@ use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{Ring, open_member};
 use crate::pg::relation::Lock;
 use crate::pg::scan::{self, Direction, Key};
-use crate::pg::{snapshot, xact};
+use crate::pg::{database, shmem, snapshot, xact};
 
 /// What the next step goes on from.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +60,7 @@ pub fn step(state: &State, era: Era) -> State {
     let transactions = new_transactions(&state.snapshot, &now);
     let first = match era {
         Era::Same => None,
-        Era::Begin | Era::IfNew => era::begin_if_new(state.position, era == Era::Begin),
+        Era::Begin | Era::IfNew => era::begin_if_new(highest_seen(state), era == Era::Begin),
     };
     if transactions.is_empty() && first.is_none() {
         // What `now` sees more than the last batch is not ours: nothing to write.
@@ -88,6 +90,13 @@ pub fn step(state: &State, era: Era) -> State {
     }
 }
 
+/// The highest position that somebody may have seen here: the head, or that of an extension that was dropped since the start.
+fn highest_seen(state: &State) -> i64 {
+    let published = shmem::existing_slot(database::current())
+        .map_or(0, |slot| slot.head.load(Ordering::Acquire));
+    state.position.max(published)
+}
+
 /// The transactions in the log that `now` sees and `before` does not, in order.
 fn new_transactions(before: &Snapshot, now: &Snapshot) -> Vec<Transaction> {
     let candidates = order::candidates(before, now);
@@ -97,18 +106,22 @@ fn new_transactions(before: &Snapshot, now: &Snapshot) -> Vec<Transaction> {
     let mut found = Transactions::default();
     if !keys.is_empty() {
         for member in 0..RING_MEMBERS {
-            collect(member, &keys, &mut found);
+            collect(member, &keys, before, &mut found);
         }
     }
     found.in_order()
 }
 
-fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
+fn collect(member: usize, keys: &[Key], before: &Snapshot, found: &mut Transactions) {
     let Some((table, index)) = open_member(Ring::Change, member, Lock::AccessShare) else {
         return;
     };
     for key in keys {
         scan::scan(&table, index, &[*key], Direction::Forward, |row| {
+            let xid = row.xid(1);
+            if before.sees(xid) {
+                return true;
+            }
             let seq = row.get(3).expect("seq is not null");
             let relids = row
                 .get::<Vec<Option<pgrx::pg_sys::Oid>>>(4)
@@ -119,7 +132,7 @@ fn collect(member: usize, keys: &[Key], found: &mut Transactions) {
                 .map(|relid| relid.to_u32())
                 .collect();
             let notes = row.get::<pgrx::JsonB>(5).map(|notes| notes.0);
-            found.add(row.xid(1), seq, member, &relids, notes);
+            found.add(xid, seq, member, &relids, notes);
             true
         });
     }

@@ -8,6 +8,8 @@ use crate::guc::RING_MEMBERS;
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
+use pgrx::pg_sys::Oid;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 /// How long it sleeps when nobody wakes it, in milliseconds. Commands that nobody told of are noticed within this time.
@@ -179,12 +181,23 @@ impl Retention {
     }
 }
 
+thread_local! {
+    static EXTENSION: Cell<Option<Oid>> = const { Cell::new(None) };
+}
+
 /// Locks the extension for sequencing; None when it is gone.
-fn lock_extension() -> Option<pgrx::pg_sys::Oid> {
-    let extension = relation::our_extension()?;
-    database::lock_sequencing(extension);
-    // Dropped while we waited for the lock?
-    relation::our_extension()
+fn lock_extension() -> Option<Oid> {
+    let mut guess = EXTENSION.get().or_else(relation::our_extension)?;
+    loop {
+        database::lock_sequencing(guess);
+        // Dropped while we waited for the lock, or before?
+        let found = relation::our_extension();
+        EXTENSION.set(found);
+        if found? == guess {
+            return found;
+        }
+        guess = found?;
+    }
 }
 
 /// What a try to take a step came to.
@@ -271,7 +284,7 @@ fn one_step(state: Option<&State>, begin_era: bool, may_look: bool, begun: &[u32
 }
 
 /// One step in a session's own transaction, on a server where no worker takes it.
-pub fn step_in_session(extension: pgrx::pg_sys::Oid) -> Result<()> {
+pub fn step_in_session(extension: Oid) -> Result<()> {
     background::use_sequencer_settings_in_transaction();
     database::lock_sequencing(extension);
     // A worker registers before it takes the lock: so if none is there now, a later one reads what we write.

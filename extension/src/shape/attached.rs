@@ -82,6 +82,11 @@ impl Attached {
         }
     }
 
+    /// There is no shape, and nothing to tell of one.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty() && self.failed.is_empty()
+    }
+
     /// Detaches shapes.
     pub fn remove(&mut self, ids: &[i32]) {
         for id in ids {

@@ -15,25 +15,50 @@ use super::place;
 use super::resolve::Resolver;
 use super::window::Log;
 use crate::error::{Error, OrRaise, Result};
+use crate::pg::invalidation;
 use crate::pg::reading::{self, Latest};
 use crate::pg::values::texts_of_jsonb;
-use crate::pg::{error, invalidation};
+
+/// The shapes of this session.
+enum Feed {
+    /// None has been attached.
+    New,
+    /// As they are.
+    Whole(Attached),
+    /// An error has left them half changed: the sidecar has to attach all of them again, in a session of their own.
+    Lost,
+}
 
 thread_local! {
-    static FEED: RefCell<Option<Attached>> = const { RefCell::new(None) };
+    static FEED: RefCell<Feed> = const { RefCell::new(Feed::New) };
+}
+
+/// Takes the shapes out: until they are put back they are lost.
+fn take() -> Result<Option<Attached>> {
+    match FEED.replace(Feed::Lost) {
+        Feed::New => Ok(None),
+        Feed::Whole(attached) => Ok(Some(attached)),
+        Feed::Lost => Err(Error::FeedLost),
+    }
 }
 
 /// Attaches shapes; returns the position after which the feed tells of all that are attached.
 fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     reading::may_read()?;
     invalidation::watch();
+    // What is likely to fail, a wait for a table that somebody has locked, comes while the feed is whole.
+    for definition in &definitions {
+        reading::lock_shared(definition.relid.into());
+    }
     let log = Log::lock();
     let _latest = Latest::take();
     let head = log
         .newest_batch()
         .ok_or_else(|| Error::TryAgain("nothing has been sequenced yet".into()))?
         .position;
-    let mut attached = FEED.take().unwrap_or_else(|| Attached::new(head));
+    // One without shapes is as old as the last of them: what has been written since concerns nobody.
+    let used = take()?.filter(|attached| !attached.is_empty());
+    let mut attached = used.unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
     drop(log);
     let mut resolver = Resolver::default();
@@ -41,7 +66,7 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
         attached.add(id, definition, head, &mut resolver);
     }
     let position = attached.position;
-    FEED.set(Some(attached));
+    FEED.set(Feed::Whole(attached));
     Ok(position)
 }
 
@@ -63,7 +88,11 @@ fn _attach(ids: Vec<i32>, definitions: AnyArray) -> i64 {
 /// `shapefeed._detach`: has the feed tell of these shapes no more.
 #[pg_extern(sql = false)]
 fn _detach(ids: Vec<i32>) {
-    FEED.with_borrow_mut(|feed| feed.iter_mut().for_each(|attached| attached.remove(&ids)));
+    FEED.with_borrow_mut(|feed| {
+        if let Feed::Whole(attached) = feed {
+            attached.remove(&ids);
+        }
+    });
 }
 
 /// `shapefeed._feed`: what has happened to the attached shapes since the last call.
@@ -85,15 +114,11 @@ fn _feed(
         name!(kind, &'static str),
     ),
 > {
-    let Some(mut attached) = FEED.take() else {
-        error::raise_custom(
-            b"SF410",
-            "no shape is attached in this session",
-            "Attach all shapes again.",
-        );
-    };
+    let mut attached = take()
+        .and_then(|feed| feed.ok_or(Error::FeedLost))
+        .or_raise();
     let (rows, upto) = pass::read(&mut attached, max_bytes.max(1) as u64).or_raise();
-    FEED.set(Some(attached));
+    FEED.set(Feed::Whole(attached));
     let rows = rows.into_iter().map(|row| match row {
         Row::Operation {
             ids,

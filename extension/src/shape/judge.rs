@@ -1,5 +1,7 @@
 //! Which rows of a transaction are in a shape, before and after.
 
+use pgrx::PgSqlErrorCode;
+
 use super::definition::Definition;
 use super::keyless::{self, Counts};
 use super::net::{self, Chain};
@@ -8,7 +10,7 @@ use super::overlay::Filter;
 use super::tuple::{Around, Effect, Table};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
-use crate::pg::attempt::{Caught, attempt};
+use crate::pg::attempt::{Caught, attempt_evaluation};
 use crate::pg::image::Row;
 use crate::sequence::order::Snapshot;
 
@@ -25,7 +27,8 @@ pub fn judge(
 ) -> Result<Judged> {
     let mut effects = table.effects(transaction, chains, around)?;
     fetch(&mut effects, filter.columns(), table, around)?;
-    let sides = attempt(|| sides(&effects, filter)).map_err(|caught| unevaluated(&caught))?;
+    let sides =
+        attempt_evaluation(|| sides(&effects, filter)).map_err(|caught| unevaluated(&caught))?;
     Ok((effects, sides))
 }
 
@@ -57,8 +60,13 @@ fn sides(effects: &[Effect], filter: &mut Filter) -> Vec<Side> {
 
 /// An error of a where clause, without the values that it may tell of.
 pub fn unevaluated(caught: &Caught) -> Error {
+    // What is no error of data is one all the same for whoever wrote the clause: the server itself is well.
+    let code = match caught.is_of_data() {
+        true => caught.sqlstate,
+        false => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+    };
     Error::Sql(
-        caught.sqlstate,
+        code,
         "the where clause cannot be evaluated for a row of the table".into(),
         "Write it so that it raises no error for any row.",
     )
@@ -75,7 +83,7 @@ pub fn judge_counts(
 ) -> Result<Judged> {
     let mut judged: Judged = Default::default();
     let gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
-    let is_in = attempt(|| {
+    let is_in = attempt_evaluation(|| {
         let all = gains.iter();
         all.map(|gain| filter.matches(&gain.row))
             .collect::<Vec<_>>()

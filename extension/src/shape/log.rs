@@ -69,7 +69,9 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
     let mut table = place::open_table(definition)?;
     let family = table.family.clone();
     let mut shape = None;
-    let (mut after, n) = stretch.from;
+    // The rest of a transaction that a chunk has cut is read with all of it.
+    let mut after = stretch.from.0 - i64::from(stretch.from.1 > 0);
+    let mut to = None;
     let mut silent = VecDeque::new();
     let mut entries = Entries {
         stretch,
@@ -79,9 +81,10 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
     loop {
         let log = Log::lock();
         let _latest = Latest::take();
-        let to = end_of(&log, definition, &family, after, stretch.to)?;
+        let head = end_of(&log, definition, &family, after, stretch.to)?;
+        // What comes later may be in a partition that was not there when the table was opened.
+        let to = *to.get_or_insert(head);
         if shape.is_none() {
-            after = if n > 0 { after - 1 } else { after };
             shape = Some(Shape::new(&log, definition, &mut table, after)?);
         }
         let shape = shape.as_mut().expect("it was just set");

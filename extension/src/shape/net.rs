@@ -10,8 +10,9 @@
 //! and at most one operation.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 
+use crate::mix::Mixed;
 use crate::record::{Image, Record, Tid};
 
 /// One image and what it takes to decode it.
@@ -37,36 +38,7 @@ pub struct Chain<'a> {
 }
 
 /// The record for each version, by leaf and place.
-type Places = HashMap<(u32, Tid), usize, BuildHasherDefault<PlaceHasher>>;
-
-/// A hash of a few integers. They come from the server, not from whoever writes rows.
-#[derive(Default)]
-struct PlaceHasher(u64);
-
-impl Hasher for PlaceHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes
-            .iter()
-            .for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u16(&mut self, value: u16) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        // FxHash: good enough in the upper bits, which the rotation brings down for the next value.
-        self.0 = (self.0.rotate_left(26) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
+type Places = Mixed<(u32, Tid), usize>;
 
 /// The chains of a transaction in order of their first records; without those that left nothing behind.
 pub fn chains<'a>(records: &[Record<'a>]) -> Vec<Chain<'a>> {

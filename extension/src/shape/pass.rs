@@ -17,7 +17,7 @@ use super::share::{Message, Messages};
 use super::tuple::{Around, Effect, Table, changed};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
-use crate::pg::attempt::{Caught, attempt};
+use crate::pg::attempt::{Caught, attempt_evaluation};
 use crate::pg::invalidation;
 use crate::pg::reading::{self, Latest};
 use crate::pg::role::AsRole;
@@ -83,11 +83,12 @@ pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> 
         role: None,
         rows: Vec::new(),
         bytes: 0,
+        began: Instant::now(),
     };
     pass.refresh();
     // The locks on the log must not last: what is left over is for the next call.
-    let started = Instant::now();
-    while pass.attached.position < head && pass.bytes < max_bytes && started.elapsed() < LONGEST {
+    while pass.attached.position < head && pass.bytes < max_bytes && pass.began.elapsed() < LONGEST
+    {
         let position = pass.read_some(head, max_bytes)?;
         pass.attached.advance(position);
     }
@@ -110,6 +111,7 @@ struct Pass<'a> {
     role: Option<(String, AsRole)>,
     rows: Vec<Row>,
     bytes: u64,
+    began: Instant,
 }
 
 /// A table and what its shapes select from it.
@@ -139,7 +141,7 @@ impl Pass<'_> {
                 .commits(self.attached.position, head, about, COMMITS_AT_ONCE);
         for commit in commits {
             self.transaction(&commit)?;
-            if self.bytes >= max_bytes {
+            if self.bytes >= max_bytes || self.began.elapsed() >= LONGEST {
                 return Ok(commit.position);
             }
         }
@@ -304,13 +306,13 @@ impl Pass<'_> {
         let work = group.work(&candidates);
         for work in work.chunk_by(|a, b| a.role == b.role) {
             self.act_as(&group.roles[work[0].role as usize])?;
-            if let Ok(found) = attempt(|| group.evaluate(work, &candidates, effects)) {
+            if let Ok(found) = attempt_evaluation(|| group.evaluate(work, &candidates, effects)) {
                 hits.extend(found);
                 continue;
             }
             for one in work {
                 let one = std::slice::from_ref(one);
-                match attempt(|| group.evaluate(one, &candidates, effects)) {
+                match attempt_evaluation(|| group.evaluate(one, &candidates, effects)) {
                     Ok(found) => hits.extend(found),
                     Err(caught) => self.end_clause(whole, group, one[0].clause, &caught),
                 }
@@ -333,11 +335,11 @@ impl Pass<'_> {
         if !group.routing_may_fail() {
             return group.route(effects, &routers, &table.scratch);
         }
-        if let Ok(routed) = attempt(|| group.route(effects, &routers, &table.scratch)) {
+        if let Ok(routed) = attempt_evaluation(|| group.route(effects, &routers, &table.scratch)) {
             return routed;
         }
         routers.retain(|router| {
-            let outcome = attempt(|| group.route(effects, &[*router], &table.scratch));
+            let outcome = attempt_evaluation(|| group.route(effects, &[*router], &table.scratch));
             if let Err(caught) = &outcome {
                 for clause in group.clauses_of(*router) {
                     self.end_clause(whole, group, clause, caught);

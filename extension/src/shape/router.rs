@@ -1,9 +1,8 @@
 //! An index over the constants of many where clauses: which of them let a row in, by the values of some of its columns.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
-use crate::pg::expr::{Comparison, Key};
+use super::ranges::Ranges;
+use crate::mix::{Mixed, mix};
+use crate::pg::expr::{Comparison, Ends, Key};
 use crate::pg::image::Row;
 use crate::pg::memory::Context;
 use crate::pg::values::{Typed, Values};
@@ -11,6 +10,8 @@ use crate::pg::values::{Typed, Values};
 /// Clauses that compare the same columns with constants by the same operators.
 pub struct Router {
     /// What is compared, in order.
+    comparisons: Vec<Comparison>,
+    /// The same, ready to be made; none where it is ranges that are compared.
     keys: Vec<Key>,
     index: Index,
     /// What the comparing functions keep.
@@ -19,12 +20,14 @@ pub struct Router {
 
 enum Index {
     /// The only key is an integer: by that.
-    Integers(HashMap<u64, Clauses, BuildHasherDefault<Mix>>),
+    Integers(Mixed<u64, Clauses>),
     /// By the hash of the constants.
     Values {
-        first: HashMap<u64, u32, BuildHasherDefault<Mix>>,
+        first: Mixed<u64, u32>,
         entries: Vec<Entry>,
     },
+    /// By the ranges that the constants make.
+    Ranges(Ranges),
 }
 
 /// One combination of constants.
@@ -91,18 +94,18 @@ impl Router {
     /// Over these comparisons.
     pub fn new(comparisons: &[Comparison]) -> Router {
         let functions = Context::new();
-        let keys: Vec<Key> = comparisons
-            .iter()
-            .map(|comparison| Key::new(*comparison, &functions))
-            .collect();
-        let index = match &keys[..] {
-            [key] if key.is_integer() => Index::Integers(HashMap::default()),
+        let ends = Ends::new(comparisons, &functions);
+        let keys = Router::keys(comparisons, &functions);
+        let index = match (&keys[..], ends) {
+            (_, Some(ends)) => Index::Ranges(Ranges::new(ends)),
+            ([key], None) if key.is_integer() => Index::Integers(Mixed::default()),
             _ => Index::Values {
-                first: HashMap::default(),
+                first: Mixed::default(),
                 entries: Vec::new(),
             },
         };
         Router {
+            comparisons: comparisons.to_vec(),
             keys,
             index,
             _functions: functions,
@@ -111,27 +114,37 @@ impl Router {
 
     /// Is it one over these?
     pub fn compares(&self, comparisons: &[Comparison]) -> bool {
-        self.comparisons().eq(comparisons.iter().copied())
+        self.comparisons == comparisons
     }
 
-    /// What it compares.
-    pub fn comparisons(&self) -> impl Iterator<Item = Comparison> + '_ {
-        self.keys.iter().map(|key| key.comparison)
+    /// What equalities are made with.
+    fn keys(comparisons: &[Comparison], functions: &Context) -> Vec<Key> {
+        let is_range = |comparison: &&Comparison| comparison.by.is_range();
+        let keys = comparisons.iter().filter(|one| !is_range(one));
+        keys.map(|comparison| Key::new(*comparison, functions))
+            .collect()
     }
 
     /// It can raise an error, and what its functions allocate must be freed.
     pub fn calls_functions(&self) -> bool {
-        self.keys.iter().any(|key| !key.is_integer())
+        match &self.index {
+            Index::Ranges(ranges) => ranges.calls_functions(),
+            _ => self.keys.iter().any(|key| !key.is_integer()),
+        }
     }
 
     /// Adds a clause that is true of rows with these values. May raise an error.
     pub fn insert(&mut self, constants: &[Typed], clause: u32) {
+        if let Index::Ranges(ranges) = &mut self.index {
+            return ranges.insert(constants, clause);
+        }
         let pairs = self.keys.iter().zip(constants);
         let constants: Vec<Typed> = pairs.map(|(key, constant)| key.normal(*constant)).collect();
         let hash = combine(self.keys.iter_mut().zip(&constants), |(key, constant)| {
             key.hash_constant(constant.value)
         });
         match &mut self.index {
+            Index::Ranges(_) => {}
             Index::Integers(clauses) => {
                 clauses
                     .entry(hash)
@@ -159,6 +172,9 @@ impl Router {
 
     /// Calls `each` for the clauses that a row passes, whose columns have been fetched. May raise an error.
     pub fn look_up(&mut self, row: &Row, each: impl FnMut(u32)) {
+        if let Index::Ranges(ranges) = &mut self.index {
+            return ranges.look_up(row, each);
+        }
         let keys = &mut self.keys;
         if keys
             .iter()
@@ -172,6 +188,7 @@ impl Router {
             key.hash_column(value)
         });
         match &self.index {
+            Index::Ranges(_) => {}
             Index::Integers(clauses) => {
                 if let Some(clauses) = clauses.get(&hash) {
                     clauses.each(each);
@@ -195,6 +212,7 @@ impl Router {
     /// Forgets all clauses but those that live; false if there are none.
     pub fn retain(&mut self, lives: impl Fn(u32) -> bool) -> bool {
         match &mut self.index {
+            Index::Ranges(ranges) => ranges.retain(lives),
             Index::Integers(clauses) => {
                 clauses.retain(|_, clauses| clauses.retain(&lives));
                 !clauses.is_empty()
@@ -210,12 +228,14 @@ impl Router {
 
     /// Looks the operators' functions up again, which may be others now. May raise an error.
     pub fn renew(&mut self) {
-        let comparisons: Vec<Comparison> = self.comparisons().collect();
         let functions = Context::new();
-        let key = |comparison: &Comparison| Key::new(*comparison, &functions);
-        self.keys = comparisons.iter().map(key).collect();
+        let ends = Ends::new(&self.comparisons, &functions);
+        self.keys = Router::keys(&self.comparisons, &functions);
+        match (&mut self.index, ends) {
+            (Index::Ranges(ranges), Some(ends)) => ranges.renew(ends),
+            _ => self.rehash(),
+        }
         self._functions = functions;
-        self.rehash();
     }
 
     fn rehash(&mut self) {
@@ -231,37 +251,11 @@ impl Router {
     }
 }
 
+/// The hash of the items' hashes; that of one alone is its own.
 fn combine<T>(items: impl Iterator<Item = T>, mut hash: impl FnMut(T) -> u64) -> u64 {
-    items.fold(0, |sum: u64, item| {
-        sum.rotate_left(26).wrapping_mul(MIX) ^ hash(item)
-    })
-}
-
-const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Spreads a hash, or an integer, over all bits.
-#[derive(Default)]
-pub struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes
-            .iter()
-            .for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(MIX);
-        self.0 = mixed ^ (mixed >> 32);
-    }
+    let mut items = items.map(&mut hash);
+    let first = items.next().unwrap_or(0);
+    items.fold(first, mix)
 }
 
 #[cfg(test)]

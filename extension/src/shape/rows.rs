@@ -6,8 +6,9 @@ use super::definition::Definition;
 use super::judge::unevaluated;
 use super::tuple::{Table, changed, put_members};
 use crate::error::Result;
-use crate::pg::attempt::attempt;
+use crate::pg::attempt::attempt_evaluation;
 use crate::pg::encode::Column;
+use crate::pg::memory::Context;
 use crate::pg::query::{self, Cursor, Fetched, identifier, literal};
 
 /// The order in which rows are read.
@@ -92,6 +93,8 @@ pub struct RowWriter {
     key: Vec<Column>,
     members: Vec<Column>,
     tail: Vec<u8>,
+    /// What the output functions keep: a writer outlives the table that it was made for.
+    _functions: Context,
 }
 
 impl RowWriter {
@@ -121,10 +124,11 @@ impl RowWriter {
     }
 
     fn new(selection: &Selection, table: &Table, at: impl Fn(&usize) -> usize) -> RowWriter {
+        let functions = Context::new();
         let columns = |places: &[usize]| {
             places
                 .iter()
-                .map(|place| table.column(*place, at(place)))
+                .map(|place| table.column(*place, at(place), &functions))
                 .collect()
         };
         let mut head = b"{\"key\":\"".to_vec();
@@ -134,6 +138,7 @@ impl RowWriter {
             key: columns(&table.key),
             members: columns(&selection.selected),
             tail: table.message.snapshot_tail(),
+            _functions: functions,
         }
     }
 
@@ -197,7 +202,7 @@ const KEY_START: usize = 8;
 /// Hands the next rows of a query to `each`; returns how many there were. An error that one of them raises comes back
 /// without the values that it may tell of.
 pub fn fetch(query: &Cursor, count: usize, each: &mut dyn FnMut(Fetched<'_>)) -> Result<usize> {
-    attempt(|| query.fetch(count, each)).map_err(|caught| unevaluated(&caught))
+    attempt_evaluation(|| query.fetch(count, each)).map_err(|caught| unevaluated(&caught))
 }
 
 /// Whole rows, joined as in a JSON array, in pieces of a size that is good to send.

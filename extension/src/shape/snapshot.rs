@@ -16,6 +16,7 @@ use super::window::Log;
 use super::{cursor, keyless, place};
 use crate::capture::survey;
 use crate::error::{Error, OrRaise, Result};
+use crate::pg::attempt::attempt;
 use crate::pg::memory::Context;
 use crate::pg::query::{Cursor, Goal};
 use crate::pg::reading::{self, Latest};
@@ -101,9 +102,11 @@ impl Snapshot {
             &before,
         )?;
         drop(log);
-        let after = cursor
-            .as_deref()
-            .map(|digits| cursor::decode(digits, table.key.len()).ok_or_else(bad_cursor));
+        let after = cursor.as_deref().map(|digits| {
+            cursor::decode(digits, table.key.len())
+                .filter(|key| !key.iter().any(|text| text.contains(&0)))
+                .ok_or_else(bad_cursor)
+        });
         let after = after.transpose()?;
         if after.is_none() && self.fits_one_chunk(&table, &selection, &overlay)? {
             return Ok(());
@@ -114,7 +117,13 @@ impl Snapshot {
             &table,
             Order::Key(after.as_deref()),
         );
-        let base = Cursor::open(&query, Goal::FirstRows);
+        // A key that the client made up may be no value of its type.
+        let base = match after {
+            None => Cursor::open(&query, Goal::FirstRows),
+            Some(_) => {
+                attempt(|| Cursor::open(&query, Goal::FirstRows)).map_err(|_| bad_cursor())?
+            }
+        };
         self.rows = Some(Rows::new(
             base,
             &table,

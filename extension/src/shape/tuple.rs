@@ -157,13 +157,13 @@ impl Table {
     pub fn columns(&self, places: &[usize]) -> Vec<Column> {
         places
             .iter()
-            .map(|place| self.column(*place, *place))
+            .map(|place| self.column(*place, *place, &self.functions))
             .collect()
     }
 
-    /// A column of the table that is read at `index` of a row.
-    pub fn column(&self, place: usize, index: usize) -> Column {
-        Column::new(&self.relation, place, index, &self.functions)
+    /// A column of the table that is read at `index` of a row. `functions`, for what its output function keeps, must outlive it.
+    pub fn column(&self, place: usize, index: usize, functions: &Context) -> Column {
+        Column::new(&self.relation, place, index, functions)
     }
 
     /// The key of a row.

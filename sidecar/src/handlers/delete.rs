@@ -37,7 +37,7 @@ pub async fn delete(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> R
     response
 }
 
-async fn run(app: &Arc<App>, query: &Query) -> Result<(), Error> {
+async fn run(app: &Arc<App>, query: &Query<'_>) -> Result<(), Error> {
     authorize(&app.config, query)?;
     if !app.config.allow_delete {
         return Err(Error::NotAllowed("DELETE not allowed"));

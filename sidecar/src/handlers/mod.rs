@@ -3,5 +3,6 @@
 pub mod delete;
 pub mod health;
 pub mod metrics;
+pub mod openapi;
 pub mod root;
 pub mod shape;

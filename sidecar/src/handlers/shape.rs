@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::access::authorize;
@@ -15,21 +17,28 @@ use crate::body;
 use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
+use crate::pace::Keeping;
 use crate::params::{self, ShapeRequest};
 use crate::query::Query;
 use crate::response::{self, Packing};
 
 /// Answers and counts a request.
-pub async fn get(
-    State(app): State<Arc<App>>,
-    method: Method,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let accepted = Coding::accepted(&headers);
-    let (request, given) = read(&app, query, headers);
-    let holds = method != Method::HEAD;
-    answer(&app, request, holds, given, accepted).await
+pub async fn get(State(app): State<Arc<App>>, head: Parts) -> Response {
+    let query = Query::parse(head.uri.query().unwrap_or(""));
+    let permit = match admit(&app, &query) {
+        Ok(permit) => permit,
+        Err(response) => return response,
+    };
+    let accepted = Coding::accepted(&head.headers);
+    let given = response::if_none_match(&head.headers).map(str::to_owned);
+    let holds = head.method != Method::HEAD;
+    let request = authorize(&app.config, &query)
+        .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
+    // A held request must not keep the buffer that it was read into.
+    drop(query);
+    drop(head);
+    let response = answer(&app, request, holds, given, accepted).await;
+    keep(response, permit)
 }
 
 /// The same for a request with parameters in its body.
@@ -42,6 +51,10 @@ pub async fn post(
     let accepted = Coding::accepted(&headers);
     drop(headers);
     let mut query = Query::parse(query.as_deref().unwrap_or(""));
+    let permit = match admit(&app, &query) {
+        Ok(permit) => permit,
+        Err(response) => return response,
+    };
     let request = match authorize(&app.config, &query) {
         Ok(()) => read_body(&mut query, body).await,
         Err(error) => Err(error),
@@ -50,15 +63,29 @@ pub async fn post(
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+    keep(response, permit)
 }
 
-async fn read_body(query: &mut Query, body: Body) -> Result<ShapeRequest, Error> {
+/// Lets a request in, or puts it off.
+fn admit(app: &App, query: &Query) -> Result<OwnedSemaphorePermit, Response> {
+    app.admission.enter(query).map_err(|error| {
+        let response = error.into_response();
+        app.metrics
+            .request("put_off", response.status().as_u16(), 0.0);
+        response
+    })
+}
+
+/// It is in until its answer was sent.
+fn keep(response: Response, permit: OwnedSemaphorePermit) -> Response {
+    response.map(|body| Body::new(Keeping::new(body, permit)))
+}
+
+async fn read_body(query: &mut Query<'_>, body: Body) -> Result<ShapeRequest, Error> {
     body::read_into(query, body).await?;
     params::shape_request(query).map_err(Error::Invalid)
 }
 
-// Only what is needed later is kept: a held request must not keep the buffer that it was read into.
 async fn answer(
     app: &Arc<App>,
     request: Result<ShapeRequest, Error>,
@@ -88,18 +115,6 @@ async fn answer(
         began.elapsed().as_secs_f64(),
     );
     response
-}
-
-fn read(
-    app: &App,
-    query: Option<String>,
-    headers: HeaderMap,
-) -> (Result<ShapeRequest, Error>, Option<String>) {
-    let query = Query::parse(query.as_deref().unwrap_or(""));
-    let request = authorize(&app.config, &query)
-        .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
-    let given = response::if_none_match(&headers).map(str::to_owned);
-    (request, given)
 }
 
 fn class(request: &ShapeRequest) -> &'static str {

@@ -67,7 +67,7 @@ impl Casts {
         for (key, value) in query.entries("params") {
             match value {
                 Ok(text) if !key.is_empty() && !key.contains(['[', ']']) => {
-                    self.params.insert(key.to_owned(), text.clone());
+                    self.params.insert(key.to_owned(), text.to_string());
                 }
                 _ => self.fail("params", INVALID),
             }

@@ -180,7 +180,9 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
         live,
         events: live_sse,
         wakes: live && matches!(query.text("wake"), Some("1" | "true")),
-        cursor: query.get("cursor").and_then(|value| value.clone().ok()),
+        cursor: query
+            .get("cursor")
+            .and_then(|value| value.as_deref().ok().map(str::to_owned)),
         shape,
         subset,
     })
@@ -191,7 +193,7 @@ pub fn delete_request(query: &Query) -> Result<DeleteRequest, FieldErrors> {
     let casts = casts(query, Casts::read_flags_strictly)?;
     let handle = query
         .given("handle")
-        .map(|value| value.clone().unwrap_or_default());
+        .map(|value| value.as_deref().unwrap_or_default().to_owned());
     let shape = match (blank(query.get("table")), &handle) {
         (true, None) => {
             return Err(field_error(

@@ -1,11 +1,12 @@
 //! The parameters of a subset: `subset__where` and so on, or `subset[where]`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
 use super::{FieldErrors, INVALID, numbered};
-use crate::query::{NotText, Query};
+use crate::query::{NotText, Query, Value};
 
 /// What a client wants of a shape.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub fn nested(errors: FieldErrors) -> FieldErrors {
 }
 
 struct Fields<'q> {
-    query: &'q Query,
+    query: &'q Query<'q>,
     errors: FieldErrors,
 }
 
@@ -86,7 +87,8 @@ impl Fields<'_> {
     fn value(&self, name: &str) -> Option<Result<String, NotText>> {
         let flat = self.query.given(&format!("{PREFIX}{name}"));
         let nested = || self.query.given(&format!("subset[{name}]"));
-        flat.or_else(nested).cloned()
+        flat.or_else(nested)
+            .map(|value| value.clone().map(Cow::into_owned))
     }
 
     fn given(&self, name: &str) -> bool {
@@ -130,8 +132,8 @@ impl Fields<'_> {
             let number = key.strip_prefix("params][")?;
             Some((number, value))
         });
-        let text = |(key, value): (&str, &Result<String, NotText>)| match value {
-            Ok(text) => Ok((key.to_owned(), text.clone())),
+        let text = |(key, value): (&str, &Value<'_>)| match value {
+            Ok(text) => Ok((key.to_owned(), text.to_string())),
             Err(NotText) => Err(INVALID),
         };
         entries.map(text).collect()

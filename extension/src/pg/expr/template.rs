@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 
 use super::super::list::cells;
 use super::super::values::Typed;
-use super::access::{self, Access, Plan};
+use super::access::{self, Access, By, Part};
 use super::{Compiled, Where, columns, deparse, tree};
 
 /// A where clause, taken apart. It points into the memory that the clause was analyzed in.
@@ -37,9 +37,16 @@ impl Where {
                 .collect();
             let texts = quals.iter().map(|qual| text(*qual));
             let mut identity: String = texts.chain([self.uses.clone()]).collect();
-            let (accesses, mut residual) = match access::plan(&quals) {
+            let (accesses, mut residual) = match access::plan(&quals, &constants) {
                 _ if lets_none_in(self.tree) => (Some(Vec::new()), Vec::new()),
-                Some(Plan { accesses, residual }) => (Some(accesses), residual),
+                Some(plan) => {
+                    let is_prefix = |part: &Part| matches!(part.comparison.by, By::Prefix { .. });
+                    if plan.accesses.iter().flatten().any(is_prefix) {
+                        // Whether there is one, and all of the condition, depends on the constant.
+                        identity += &format!("{:?} {}", plan.accesses, plan.residual.len());
+                    }
+                    (Some(plan.accesses), plan.residual)
+                }
                 None => (None, quals),
             };
             for qual in &mut residual {
@@ -69,17 +76,21 @@ impl Where {
         // SAFETY: as above.
         unsafe {
             let quals = conjuncts(self.tree);
+            let mut constants = Vec::new();
             let lifted: Vec<_> = quals
                 .iter()
-                .map(|qual| lift(*qual, &mut Vec::new()))
+                .map(|qual| lift(*qual, &mut constants))
                 .collect();
-            let Some(plan) = access::plan(&lifted) else {
+            let Some(plan) = access::plan(&lifted, &constants) else {
                 return (Vec::new(), quals);
             };
-            let is_found = |place: &usize| !plan.residual.contains(&lifted[*place]);
-            let (found, rest): (Vec<_>, Vec<_>) = (0..quals.len()).partition(is_found);
-            let pick = |places: Vec<usize>| places.into_iter().map(|place| quals[place]).collect();
-            (pick(found), pick(rest))
+            let pairs = lifted.iter().zip(&quals);
+            let found = pairs.filter(|(lifted, _)| !plan.residual.contains(lifted));
+            let rest = plan.residual.iter().map(|rest| {
+                let place = lifted.iter().position(|lifted| lifted == rest);
+                quals[place.expect("what is left over is of the clause")]
+            });
+            (found.map(|(_, qual)| *qual).collect(), rest.collect())
         }
     }
 
@@ -128,13 +139,15 @@ impl Lifted {
 
     /// The index entries by which rows are found; `name` names a column.
     pub fn entries(&self, name: impl Fn(usize) -> String) -> Vec<String> {
-        let part = |part: &access::Part| {
+        let part = |part: &Part| {
             let value = self.constants[part.constant].text();
             let column = name(part.comparison.column);
-            if part.any {
-                format!("{column} = ANY ('{value}')")
-            } else {
-                format!("{column} = '{value}'")
+            match part.comparison.by {
+                _ if part.any => format!("{column} = ANY ('{value}')"),
+                By::Order(_, strategy) => format!("{column} {} '{value}'", strategy.symbol()),
+                By::Prefix { is_pattern: true } => format!("{column} LIKE '{value}'"),
+                By::Prefix { is_pattern: false } => format!("{column} ^@ '{value}'"),
+                By::Integer(_) | By::Operator { .. } => format!("{column} = '{value}'"),
             }
         };
         let entry = |access: &Access| access.iter().map(part).collect::<Vec<_>>().join(" AND ");
