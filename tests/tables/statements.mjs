@@ -38,7 +38,7 @@ const unnamed = { all: 'again', some: 'goes on', ends: ['layout'] }
 const unseen = { blind: again('storage') }
 
 const missing = /does not exist/
-const unknown = /unknown column n/
+const unknown = /unknown reference n/
 const nn = 'insert into t (id, nn) values (100, 3); delete from t where id = 4'
 const withoutN = 'insert into t (id) values (100); delete from t where id = 4'
 

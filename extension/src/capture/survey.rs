@@ -25,6 +25,8 @@ struct Seen {
 
 thread_local! {
     static SEEN: RefCell<Seen> = RefCell::new(Seen::default());
+    /// Counts the server's messages: one that comes during a look may tell of what the look did not see.
+    static MESSAGES: Cell<u64> = const { Cell::new(0) };
     /// Something has changed since the sequencer looked.
     static STALE: Cell<bool> = const { Cell::new(true) };
 }
@@ -57,6 +59,7 @@ impl Seen {
 
 /// The server says that a relation, or anything (0), has changed.
 pub fn forget(relid: u32) {
+    MESSAGES.set(MESSAGES.get() + 1);
     let any = SEEN.with_borrow_mut(|seen| {
         if relid == 0 {
             *seen = Seen::default();
@@ -114,6 +117,7 @@ pub struct Look {
 
 /// False if a command is at the table.
 fn look_at(old: &Tracked) -> bool {
+    let messages = MESSAGES.get();
     let now = Fingerprint::of(old.relid);
     if now.is_none() || now != old.fingerprint {
         let same = |held: &Tracked| held.fingerprint == old.fingerprint;
@@ -123,7 +127,9 @@ fn look_at(old: &Tracked) -> bool {
         come_first();
         tracked::settle(old, now.as_ref(), Added::Unknown);
     }
-    if let Some(now) = now {
+    if MESSAGES.get() != messages {
+        look_again();
+    } else if let Some(now) = now {
         SEEN.with_borrow_mut(|seen| seen.remember(&now));
     }
     true
@@ -151,6 +157,7 @@ pub fn require_seen(relid: u32) -> Result<()> {
         if SEEN.with_borrow(|seen| seen.tables.contains(&table)) {
             continue;
         }
+        let messages = MESSAGES.get();
         let Some(old) = as_owner(|| tracked::find(table, Hold::No)) else {
             // Until it gets a trigger, of which there is a message.
             SEEN.with_borrow_mut(|seen| seen.remember_as(table, &[table]));
@@ -160,7 +167,9 @@ pub fn require_seen(relid: u32) -> Result<()> {
             .filter(|now| tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing);
         let now =
             now.ok_or_else(|| Error::TryAgain("the table has changed a moment ago".into()))?;
-        SEEN.with_borrow_mut(|seen| seen.remember(&now));
+        if MESSAGES.get() == messages {
+            SEEN.with_borrow_mut(|seen| seen.remember(&now));
+        }
     }
     Ok(())
 }

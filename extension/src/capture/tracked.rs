@@ -31,7 +31,7 @@ pub enum Hold {
 
 /// Runs `f` with the rights of the extension's owner.
 pub fn as_owner<T>(f: impl FnOnce() -> T) -> T {
-    let query = "select extowner from pg_catalog.pg_extension where extname = 'shapefeed'";
+    let query = "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'shapefeed'";
     let owner = read_one::<Oid>(query, &[]).expect("the extension is there: its function runs");
     owner::run_as(owner.to_u32(), f)
 }
