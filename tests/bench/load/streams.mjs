@@ -1,4 +1,4 @@
-// Thousands of streams of events on one shape, which note when each change came to the first and to the last of them.
+// Thousands of streams of events on one shape, which note when each change had come to the last of them.
 import net from 'node:net'
 import { nowMs, serveLoad } from '../lib/load.mjs'
 
