@@ -124,6 +124,23 @@ test('what is wrong is said before the stream begins', async () => {
   accepting.close()
 })
 
+test('who is still reading the snapshot gets its next chunk, and then a stream', async () => {
+  await site.sql("create table chunks (id int primary key, v text); insert into chunks select i, repeat('x', 1000) from generate_series(1, 30) i")
+  let at = await site.api.start({ table: 'chunks' })
+  const rows = [...at.operations]
+  while (at.offset !== '0_0') {
+    at = ok(await site.api.get({ table: 'chunks', offset: at.offset, handle: at.handle, live: 'true', live_sse: 'true' }))
+    assert.equal(at.headers['content-type'], 'application/json; charset=utf-8')
+    rows.push(...at.operations)
+  }
+  assert.deepEqual([new Set(rows.map(({ key }) => key)).size, rows.length], [30, 30])
+  const stream = await opened('chunks', { at })
+  await site.sql("insert into chunks values (31, 'y')")
+  await stream.until((messages) => keys(messages).length === 1)
+  stream.close()
+  assert.equal((await site.api.get({ table: 'chunks', offset: '0_7', handle: at.handle, live: 'true', live_sse: 'true' })).status, 409)
+})
+
 test('a rotation closes the stream, and the next request is told', async () => {
   const stream = await opened('turning')
   await site.sql('truncate turning')

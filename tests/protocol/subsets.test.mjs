@@ -1,5 +1,6 @@
 // Subsets: rows of a shape as of now, chosen, ordered and cut by the client; changes_only and now.
 import assert from 'node:assert/strict'
+import net from 'node:net'
 import { after, test } from 'node:test'
 import { Shape, ShapeStream } from '@electric-sql/client'
 import { ok, send, served, waitFor } from '../lib/index.mjs'
@@ -133,6 +134,17 @@ test('bodies that cannot be read', async () => {
   assert.match(long.json.errors.subset.where[0], /bigger than maximum size/)
   const large = await post('table=items&offset=-1', `{"where":"${'x'.repeat(8_000_000)}"}`)
   assert.deepEqual([large.status, large.json], [413, { error: 'Request body too large' }])
+})
+
+test('a body that is no body', async () => {
+  const socket = net.connect(site.sidecar.each[0].port, '127.0.0.1')
+  let answer = ''
+  socket.setEncoding('utf8').on('data', (text) => { answer += text })
+  socket.write('POST /v1/shape?table=items&offset=-1 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"whe\r\nzz\r\n')
+  await waitFor(() => answer.endsWith('{"error":"Failed to read request body"}'), { what: answer })
+  assert.match(answer, /^HTTP\/1\.1 400 /)
+  assert.match(answer, /access-control-allow-origin: \*/)
+  socket.destroy()
 })
 
 test('errors by field', async () => {

@@ -171,6 +171,8 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
             "can't be true unless live is also true",
         ));
     }
+    // Who is still reading the snapshot gets its next chunk, and has a stream afterwards.
+    let events = live_sse && !matches!(offset, Offset::Snapshot(_));
     let shape = shape_params(query, casts)?;
     let subset = subset::subset(query)?;
     Ok(ShapeRequest {
@@ -178,7 +180,7 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
         handle: query.text("handle").and_then(Handle::parse),
         expired: query.text("expired_handle").and_then(Handle::parse),
         live,
-        events: live_sse,
+        events,
         wakes: live && matches!(query.text("wake"), Some("1" | "true")),
         cursor: query
             .get("cursor")
@@ -385,6 +387,7 @@ mod tests {
         };
         assert!(events("live_sse") && events("experimental_live_sse=true"));
         assert!(!events("live_sse=false&experimental_live_sse=true"));
+        assert!(!events("live_sse&offset=0_7"), "not within the snapshot");
         assert_eq!(
             errors("offset=-1&experimental_live_sse=maybe"),
             at("live_sse", INVALID)
