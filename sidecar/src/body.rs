@@ -109,7 +109,7 @@ fn text(value: Json) -> String {
 mod tests {
     use super::*;
 
-    fn put_json(url: &str, body: &str) -> Query {
+    fn put_json<'a>(url: &'a str, body: &'a str) -> Query<'a> {
         let mut query = Query::parse(url);
         put_into(&mut query, body.as_bytes()).unwrap();
         query

@@ -128,10 +128,8 @@ mod tests {
             "public, max-age=5, stale-while-revalidate=5"
         );
         let events = |seconds| Class::Events(Duration::from_secs(seconds)).cache_control(ages);
-        assert_eq!(
-            (events(60), events(0)),
-            ("public, max-age=59".into(), "public, max-age=1".into())
-        );
+        assert_eq!(events(60), "public, max-age=59");
+        assert_eq!(events(0), "public, max-age=1");
     }
 
     #[test]

@@ -156,7 +156,8 @@ impl Fingerprint {
                 let same_values = now.typmod == old.typmod || !rewritten;
                 !now.dropped && now.name == old.name && now.type_oid == old.type_oid && same_values
             });
-            !old.dropped && !(same && self.same_types(now, num))
+            let is_kept = same && self.same_types(now, num);
+            !old.dropped && !is_kept
         };
         self.layout
             .attributes
