@@ -24,7 +24,7 @@ const WAIT: Duration = Duration::from_secs(5);
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
 /// The least time between the beginnings of two reads that found something: each has its price, whatever it finds, and
 /// when transactions come fast they share it. One that comes after a pause is not kept waiting.
-const LEAST_BETWEEN: Duration = Duration::from_millis(10);
+const LEAST_BETWEEN: Duration = Duration::from_millis(5);
 /// How long the feed waits for a table that somebody has locked: shapes on others wait, too.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 /// Bytes after which one read of the feed stops, at the end of a transaction.

@@ -27,7 +27,7 @@ pub async fn get(State(app): State<Arc<App>>, head: Parts) -> Response {
     let query = Query::parse(head.uri.query().unwrap_or(""));
     let permit = match admit(&app, &query) {
         Ok(permit) => permit,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let accepted = Coding::accepted(&head.headers);
     let given = response::if_none_match(&head.headers).map(str::to_owned);
@@ -53,7 +53,7 @@ pub async fn post(
     let mut query = Query::parse(query.as_deref().unwrap_or(""));
     let permit = match admit(&app, &query) {
         Ok(permit) => permit,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let request = match authorize(&app.config, &query) {
         Ok(()) => read_body(&mut query, body).await,
@@ -67,12 +67,12 @@ pub async fn post(
 }
 
 /// Lets a request in, or puts it off.
-fn admit(app: &App, query: &Query) -> Result<OwnedSemaphorePermit, Response> {
+fn admit(app: &App, query: &Query) -> Result<OwnedSemaphorePermit, Box<Response>> {
     app.admission.enter(query).map_err(|error| {
         let response = error.into_response();
         app.metrics
             .request("put_off", response.status().as_u16(), 0.0);
-        response
+        Box::new(response)
     })
 }
 
