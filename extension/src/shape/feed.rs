@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 
 use super::attached::Attached;
 use super::definition::Definition;
+use super::member::later::Later;
 use super::pass::{self, Row};
 use super::place;
 use super::resolve::Resolver;
@@ -60,10 +61,10 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     let used = take()?.filter(|attached| !attached.is_empty());
     let mut attached = used.unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
-    drop(log);
+    let mut later = Later::than(&log, attached.position);
     let mut resolver = Resolver::default();
     for (id, definition) in ids.into_iter().zip(&definitions) {
-        attached.add(id, definition, head, &mut resolver);
+        attached.add(id, definition, head, &mut resolver, &mut later);
     }
     let position = attached.position;
     FEED.set(Feed::Whole(attached));
@@ -126,6 +127,7 @@ fn _feed(
             n,
             message,
             last,
+            ..
         } => (
             Some(ids),
             position,

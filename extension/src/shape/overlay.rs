@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::definition::Definition;
+use super::definition::{Definition, Inner};
 use super::family::Family;
 use super::net;
 use super::tuple::{Around, Key, Table};
@@ -54,7 +54,10 @@ impl Filter {
 
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
-    end.concerns(family) || end.shape.as_deref() == Some(&definition.hash)
+    let of_inner = |table: &Inner| Family::of(table.relid).is_none_or(|family| end.concerns(&family));
+    end.concerns(family)
+        || end.shape.as_deref() == Some(&definition.hash)
+        || definition.inner.iter().any(of_inner)
 }
 
 /// The error for a shape whose handles ended.

@@ -64,7 +64,8 @@ impl Resolver {
         Ok(value)
     }
 
-    fn act_as(&mut self, role: &str) -> Result<()> {
+    /// Acts as a role from here on.
+    pub fn act_as(&mut self, role: &str) -> Result<()> {
         if self
             .role
             .as_ref()

@@ -1,0 +1,181 @@
+//! Shapes with subqueries join the others that a session has attached.
+
+use std::rc::Rc;
+
+use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
+
+use super::later::Later;
+use super::nodes::Nodes;
+use super::super::attached::{Attached, Ended};
+use super::super::definition::{Definition, check_rights};
+use super::super::resolve::Resolver;
+use crate::error::{Error, Result};
+use crate::pg::attempt::attempt;
+use crate::pg::expr::{self, Analyzed, Refused, Select, Where};
+use crate::pg::memory::Context;
+use crate::pg::table::{self, Found};
+
+impl Definition {
+    /// Takes a where clause with subqueries apart. To be called while acting as the shape's role, whose right to all
+    /// that is read is checked.
+    pub fn analyzed(&self) -> Result<Analyzed> {
+        let text = self.where_text.as_deref().unwrap_or("true");
+        let relid = pgrx::pg_sys::Oid::from_u32(self.relid);
+        let analyzed = expr::analyze_subqueries(relid, text, &[], None);
+        let invalid = |Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "");
+        let analyzed = analyzed.map_err(invalid)?;
+        let denied = |why| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, why, "");
+        may_read(&analyzed).map_err(denied)?;
+        Ok(analyzed)
+    }
+
+    /// The definition of an inner select's rows, as far as reading them needs one; None when the table is gone.
+    fn of_inner(&self, select: &Select) -> Option<Definition> {
+        let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
+            return None;
+        };
+        Some(Definition {
+            relid: select.relid,
+            key: super::super::definition::key_names(&table),
+            schema: table.schema,
+            table: table.name,
+            columns: Vec::new(),
+            inner: Vec::new(),
+            hash: String::new(),
+            where_text: None,
+            ..self.clone()
+        })
+    }
+}
+
+/// Whether the current user may read what these selects do; if not, why.
+pub fn may_read(analyzed: &Analyzed) -> std::result::Result<(), String> {
+    for select in analyzed.selects() {
+        if let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) {
+            check_rights(&table, select.columns.clone())?;
+        }
+    }
+    Ok(())
+}
+
+impl Attached {
+    /// Attaches a shape with subqueries, whose inner selects' sets are read as of the position of all. Says why if that
+    /// fails.
+    pub(in super::super) fn add_member(
+        &mut self,
+        id: i32,
+        definition: &Definition,
+        resolver: &mut Resolver,
+        later: &mut Later<'_>,
+    ) -> std::result::Result<(), String> {
+        resolver.act_as(&definition.role).map_err(|error| error.to_string())?;
+        let mut nodes = std::mem::take(&mut self.nodes);
+        let mut entered = Vec::new();
+        let outcome = attempt(|| {
+            let analyzed = definition.analyzed()?;
+            let whole = Rc::new(definition.clone());
+            let root = self.enter(&mut nodes, &analyzed.root, &whole, true, later, &mut entered)?;
+            let memory = Context::new();
+            memory.run(|| {
+                let clause = nodes.frozen(root);
+                self.place(id, definition, clause)
+            })?;
+            nodes.follow(root, id);
+            Ok(())
+        });
+        let outcome: std::result::Result<(), String> = match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::to_string(&error)),
+            Err(caught) => Err(caught.message),
+        };
+        if outcome.is_err() {
+            let mut unused = Vec::new();
+            for node in entered.into_iter().rev() {
+                nodes.drop_unused(node, &mut unused);
+            }
+            self.nodes = nodes;
+            self.remove_from_groups(&unused);
+        } else {
+            self.nodes = nodes;
+        }
+        outcome
+    }
+
+    /// The node of a select, which is read if it was not there. `entered` are those that were not.
+    fn enter(
+        &mut self,
+        nodes: &mut Nodes,
+        select: &Rc<Select>,
+        definition: &Rc<Definition>,
+        is_root: bool,
+        later: &mut Later<'_>,
+        entered: &mut Vec<usize>,
+    ) -> Result<usize> {
+        let mut children = Vec::new();
+        for membership in &select.memberships {
+            children.push(self.enter(nodes, &membership.select, definition, false, later, entered)?);
+        }
+        let own = if is_root {
+            definition.clone()
+        } else {
+            Rc::new(definition.of_inner(select).ok_or_else(super::super::tuple::changed)?)
+        };
+        let (number, known) = nodes.enter(select, children, own.clone(), is_root);
+        if known {
+            return Ok(number);
+        }
+        entered.push(number);
+        if !is_root {
+            let memory = Context::new();
+            memory.run(|| {
+                nodes.load(number, later, self.position)?;
+                let clause = nodes.frozen(number);
+                self.place(nodes.get(number).shapes[0], &own, clause)
+            })?;
+        }
+        Ok(number)
+    }
+
+    /// Puts a shape, or inner select, among those of its table under a frozen clause.
+    fn place(&mut self, id: i32, definition: &Definition, clause: Option<Where>) -> Result<()> {
+        let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
+        let frozen = Definition {
+            where_text: clause.as_ref().map(|clause| clause.deparsed(relid)),
+            ..definition.clone()
+        };
+        let lifted = clause.map(|clause| clause.lift());
+        let number = self.group(&frozen)?.add(id, &frozen, lifted.as_ref())?;
+        self.set_place(id, definition.relid, number);
+        Ok(())
+    }
+
+    /// What has ended, of which inner selects may be part: in their place are the shapes that depend on them.
+    pub(in super::super) fn spread(&mut self, ended: Vec<Ended>) -> Vec<Ended> {
+        if self.nodes.is_empty() {
+            return ended;
+        }
+        let mut all = Vec::new();
+        for Ended { ids, reason } in ended {
+            let mut shapes: Vec<i32> = ids.iter().copied().filter(|id| *id >= 0).collect();
+            let inner = ids.iter().filter_map(|id| Nodes::of_id(*id));
+            let above: Vec<i32> = inner.flat_map(|node| self.nodes.shapes_above(node)).collect();
+            self.remove(&above);
+            shapes.extend(above);
+            for shape in &shapes {
+                self.leave(*shape);
+            }
+            shapes.sort_unstable();
+            shapes.dedup();
+            if !shapes.is_empty() {
+                all.push(Ended { ids: shapes, reason });
+            }
+        }
+        all
+    }
+
+    /// A shape is no more: inner selects that nobody needs any more are not, either.
+    pub(in super::super) fn leave(&mut self, shape: i32) {
+        let unused = self.nodes.leave(shape);
+        self.remove_from_groups(&unused);
+    }
+}

@@ -1,0 +1,33 @@
+//! A shape with subqueries at one position: there it is one without.
+
+use super::later::Later;
+use super::super::attached::Attached;
+use super::super::definition::Definition;
+use super::super::resolve::Resolver;
+use super::super::window::Log;
+use crate::error::{Error, Result};
+use crate::pg::memory::Context;
+
+/// The definition with its subqueries replaced by what they give as of a position. The log is locked, and the active
+/// snapshot is the reader's; to be called while acting as the shape's role.
+pub fn at(definition: &Definition, log: &Log, position: i64) -> Result<Definition> {
+    if definition.inner.is_empty() {
+        return Ok(definition.clone());
+    }
+    let mut attached = Attached::new(position);
+    let mut later = Later::than(log, position);
+    let mut resolver = Resolver::default();
+    let failed = |why: String| {
+        let code = pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+        Error::Sql(code, why, "")
+    };
+    attached.add_member(0, definition, &mut resolver, &mut later).map_err(failed)?;
+    let root = attached.nodes.root_of(0).expect("it was just attached");
+    let memory = Context::new();
+    let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
+    let text = memory.run(|| attached.nodes.frozen(root).map(|clause| clause.deparsed(relid)));
+    Ok(Definition {
+        where_text: text,
+        ..definition.clone()
+    })
+}

@@ -1,0 +1,239 @@
+//! The selects of all shapes with subqueries in a session: each once, whoever needs it, with its set.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::later::Later;
+use super::rows::{self, Condition, places};
+use super::set::{Delta, Set};
+use super::super::definition::Definition;
+use super::super::tuple::{Table, changed};
+use crate::error::Result;
+use crate::pg::expr::{Change, Scope, Select, Where};
+
+/// A select for a role.
+pub struct Node {
+    /// What its rows are.
+    pub select: Rc<Select>,
+    /// Its table and role. The where clause is that of the shape it was first needed for.
+    pub definition: Rc<Definition>,
+    /// The nodes of its memberships.
+    pub children: Vec<usize>,
+    /// The nodes that it is a child of.
+    pub parents: Vec<usize>,
+    /// More than that of any child.
+    pub depth: usize,
+    /// Its values, if it is an inner select.
+    pub set: Set,
+    /// The shapes whose rows it has; of an inner select the one that the feed knows it by.
+    pub shapes: Vec<i32>,
+    /// It is no inner select.
+    pub is_root: bool,
+    identity: String,
+}
+
+/// All nodes, by number.
+#[derive(Default)]
+pub struct Nodes {
+    nodes: Vec<Option<Node>>,
+    free: Vec<usize>,
+    by_identity: HashMap<String, usize>,
+    roots: HashMap<i32, usize>,
+}
+
+/// The id under which the feed knows an inner select.
+fn id_of(node: usize) -> i32 {
+    -1 - node as i32
+}
+
+impl Nodes {
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_identity.is_empty()
+    }
+
+    /// The node of this number, which there is.
+    pub fn get(&self, number: usize) -> &Node {
+        self.nodes[number].as_ref().expect("a node that is in use")
+    }
+
+    /// The same, to change its set.
+    pub fn get_mut(&mut self, number: usize) -> &mut Node {
+        self.nodes[number].as_mut().expect("a node that is in use")
+    }
+
+    /// The inner select that the feed knows by this id.
+    pub fn of_id(id: i32) -> Option<usize> {
+        (id < 0).then(|| (-1 - id) as usize)
+    }
+
+    /// The node whose rows a shape has.
+    pub fn root_of(&self, shape: i32) -> Option<usize> {
+        self.roots.get(&shape).copied()
+    }
+
+    /// The node of a select for a shape's role, and whether it was there before.
+    pub fn enter(
+        &mut self,
+        select: &Rc<Select>,
+        children: Vec<usize>,
+        definition: Rc<Definition>,
+        is_root: bool,
+    ) -> (usize, bool) {
+        let identity = format!("{} {is_root} {}", definition.role, select.identity);
+        if let Some(known) = self.by_identity.get(&identity) {
+            return (*known, true);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.nodes.push(None);
+            self.nodes.len() - 1
+        });
+        for child in &children {
+            self.get_mut(*child).parents.push(number);
+        }
+        let depth = children.iter().map(|child| self.get(*child).depth + 1).max();
+        self.by_identity.insert(identity.clone(), number);
+        self.nodes[number] = Some(Node {
+            select: select.clone(),
+            definition,
+            children,
+            parents: Vec::new(),
+            depth: depth.unwrap_or(0),
+            set: Set::default(),
+            shapes: if is_root { Vec::new() } else { vec![id_of(number)] },
+            is_root,
+            identity,
+        });
+        (number, false)
+    }
+
+    /// A shape has the rows of a node.
+    pub fn follow(&mut self, node: usize, shape: i32) {
+        self.get_mut(node).shapes.push(shape);
+        self.roots.insert(shape, node);
+    }
+
+    /// A shape is no more. Returns ids under which the feed knows inner selects that nobody needs any more.
+    pub fn leave(&mut self, shape: i32) -> Vec<i32> {
+        let Some(node) = self.roots.remove(&shape) else {
+            return Vec::new();
+        };
+        self.get_mut(node).shapes.retain(|other| *other != shape);
+        let mut unused = Vec::new();
+        self.drop_unused(node, &mut unused);
+        unused
+    }
+
+    /// Drops a node that nobody needs, and what nobody needs then.
+    pub fn drop_unused(&mut self, number: usize, unused: &mut Vec<i32>) {
+        let node = self.get(number);
+        if !node.parents.is_empty() || (node.is_root && !node.shapes.is_empty()) {
+            return;
+        }
+        let node = self.nodes[number].take().expect("it was just there");
+        self.by_identity.remove(&node.identity);
+        self.free.push(number);
+        if !node.is_root {
+            unused.push(id_of(number));
+        }
+        for child in node.children {
+            let parents = &mut self.get_mut(child).parents;
+            let place = parents.iter().position(|parent| *parent == number);
+            place.map(|place| parents.swap_remove(place));
+            self.drop_unused_once(child, unused);
+        }
+    }
+
+    fn drop_unused_once(&mut self, number: usize, unused: &mut Vec<i32>) {
+        if self.nodes[number].is_some() {
+            self.drop_unused(number, unused);
+        }
+    }
+
+    /// The shapes that depend on a node.
+    pub fn shapes_above(&self, number: usize) -> Vec<i32> {
+        let Some(node) = self.nodes.get(number).and_then(Option::as_ref) else {
+            return Vec::new();
+        };
+        if node.is_root {
+            return node.shapes.clone();
+        }
+        let above = node.parents.iter().flat_map(|parent| self.shapes_above(*parent));
+        let mut above: Vec<i32> = above.collect();
+        above.sort_unstable();
+        above.dedup();
+        above
+    }
+
+    /// The rows of a node, its memberships' sets being what they are now. As [`Select::freeze`].
+    pub fn frozen(&self, number: usize) -> Option<Where> {
+        let node = self.get(number);
+        let sets: Vec<_> = node.children.iter().map(|child| self.get(*child).set.values()).collect();
+        node.select.freeze(&sets)
+    }
+
+    /// The same, the sets being what they were before these changes, by node.
+    pub fn frozen_before(&self, number: usize, changes: &HashMap<usize, Change>) -> Option<Where> {
+        let node = self.get(number);
+        let values = |child: &usize| {
+            let set = &self.get(*child).set;
+            match changes.get(child) {
+                Some(change) => set.values_before(&change.values),
+                None => set.values(),
+            }
+        };
+        let sets: Vec<_> = node.children.iter().map(values).collect();
+        node.select.freeze(&sets)
+    }
+
+    /// Reads the set of an inner select as of a position, which its children's sets are of.
+    pub fn load(&mut self, number: usize, later: &mut Later<'_>, position: i64) -> Result<()> {
+        let clause = self.frozen(number);
+        let node = self.get(number);
+        let mut table = open(&node.definition)?;
+        let mut reader = Reader::new(node);
+        let mut delta = Delta::default();
+        let columns = places(&node.select);
+        let query = rows::query(&node.definition, &table, &columns, clause.as_ref());
+        rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
+        let mut condition = Condition::new(node.select.relid, clause);
+        for entry in later.of(&mut table, position)?.iter().filter(|entry| entry.position > position) {
+            for effect in &entry.effects {
+                for (row, rows) in [(&effect.after, -1), (&effect.before, 1)] {
+                    if let Some(row) = row.as_ref().filter(|row| condition.matches(row)) {
+                        delta.add(reader.value(row), rows);
+                    }
+                }
+            }
+        }
+        self.get_mut(number).set.apply(delta);
+        Ok(())
+    }
+}
+
+/// Reads what rows contribute to a set.
+pub struct Reader {
+    scope: Scope,
+    outputs: crate::pg::expr::Outputs,
+}
+
+impl Reader {
+    /// Of a node whose table is locked.
+    pub fn new(node: &Node) -> Reader {
+        Reader {
+            scope: Scope::of(pgrx::pg_sys::Oid::from_u32(node.select.relid)),
+            outputs: node.select.outputs(),
+        }
+    }
+
+    /// The value of a row.
+    pub fn value(&mut self, row: &crate::pg::image::Row) -> crate::pg::expr::Value {
+        self.scope.texts(&self.outputs, row).into()
+    }
+}
+
+/// Opens a node's table.
+pub fn open(definition: &Definition) -> Result<Table> {
+    let Definition { relid, schema, table, key, .. } = definition;
+    Table::open(*relid, schema, table, key).ok_or_else(changed)
+}
