@@ -175,6 +175,9 @@ impl Attached {
     pub fn refresh(&mut self, changed: &Changed) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.failed);
         let mut resolver = Resolver::default();
+        if changed.all || !changed.relids.is_empty() {
+            self.nodes.renew();
+        }
         for (relid, group) in &mut self.groups {
             if !group.family.all().any(|relid| changed.has(relid)) {
                 continue;

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 
 use super::later::Later;
-use super::nodes::Nodes;
+use super::nodes::{Nodes, Origin};
 use super::super::attached::{Attached, Ended};
 use super::super::definition::{Definition, check_rights};
 use super::super::resolve::Resolver;
+use super::super::tuple::changed;
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt;
 use crate::pg::expr::{self, Analyzed, Refused, Select, Where};
@@ -29,13 +30,13 @@ impl Definition {
         Ok(analyzed)
     }
 
-    /// The definition of an inner select's rows, as far as reading them needs one; None when the table is gone.
-    fn of_inner(&self, select: &Select) -> Option<Definition> {
-        let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
+    /// What is needed to read rows of a table as the shape's role; None when it is gone.
+    fn of_table(&self, relid: u32) -> Option<Definition> {
+        let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(relid)) else {
             return None;
         };
         Some(Definition {
-            relid: select.relid,
+            relid,
             key: super::super::definition::key_names(&table),
             schema: table.schema,
             table: table.name,
@@ -43,6 +44,7 @@ impl Definition {
             inner: Vec::new(),
             hash: String::new(),
             where_text: None,
+            schema_header: serde_json::Value::Null,
             ..self.clone()
         })
     }
@@ -51,11 +53,30 @@ impl Definition {
 /// Whether the current user may read what these selects do; if not, why.
 pub fn may_read(analyzed: &Analyzed) -> std::result::Result<(), String> {
     for select in analyzed.selects() {
-        if let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) {
+        let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
+            continue;
+        };
+        if !select.columns.is_empty() {
             check_rights(&table, select.columns.clone())?;
+            continue;
+        }
+        // As in a query: whether there is a row may be known to who may read any column.
+        let mut rights = table.columns.iter().map(|column| check_rights(&table, vec![column.number]));
+        if !rights.any(|right| right.is_ok()) {
+            return Err(format!(
+                "permission denied for table \"{}\".\"{}\"",
+                table.schema, table.name
+            ));
         }
     }
     Ok(())
+}
+
+/// A where clause that is being attached.
+struct Whole<'a> {
+    definition: &'a Definition,
+    text: Rc<str>,
+    selects: Vec<&'a Rc<Select>>,
 }
 
 impl Attached {
@@ -73,11 +94,15 @@ impl Attached {
         let mut entered = Vec::new();
         let outcome = attempt(|| {
             let analyzed = definition.analyzed()?;
-            let whole = Rc::new(definition.clone());
-            let root = self.enter(&mut nodes, &analyzed.root, &whole, true, later, &mut entered)?;
+            let whole = Whole {
+                definition,
+                text: definition.where_text.as_deref().unwrap_or("true").into(),
+                selects: analyzed.selects(),
+            };
+            let root = self.enter(&mut nodes, &analyzed.root, &whole, later, &mut entered)?;
             let memory = Context::new();
             memory.run(|| {
-                let clause = nodes.frozen(root);
+                let clause = nodes.frozen(root, &analyzed.root);
                 self.place(id, definition, clause)
             })?;
             nodes.follow(root, id);
@@ -106,21 +131,24 @@ impl Attached {
         &mut self,
         nodes: &mut Nodes,
         select: &Rc<Select>,
-        definition: &Rc<Definition>,
-        is_root: bool,
+        whole: &Whole<'_>,
         later: &mut Later<'_>,
         entered: &mut Vec<usize>,
     ) -> Result<usize> {
         let mut children = Vec::new();
         for membership in &select.memberships {
-            children.push(self.enter(nodes, &membership.select, definition, false, later, entered)?);
+            children.push(self.enter(nodes, &membership.select, whole, later, entered)?);
         }
-        let own = if is_root {
-            definition.clone()
-        } else {
-            Rc::new(definition.of_inner(select).ok_or_else(super::super::tuple::changed)?)
+        let is_root = whole.selects.last().is_some_and(|root| Rc::ptr_eq(root, select));
+        let make = || whole.definition.of_table(select.relid);
+        let own = nodes.table(select.relid, &whole.definition.role, make).ok_or_else(changed)?;
+        let place = whole.selects.iter().position(|other| Rc::ptr_eq(other, select));
+        let origin = Origin {
+            relid: whole.definition.relid,
+            text: whole.text.clone(),
+            place: place.unwrap_or_default(),
         };
-        let (number, known) = nodes.enter(select, children, own.clone(), is_root);
+        let (number, known) = nodes.enter(select, children, own.clone(), origin, is_root);
         if known {
             return Ok(number);
         }
@@ -128,8 +156,8 @@ impl Attached {
         if !is_root {
             let memory = Context::new();
             memory.run(|| {
-                nodes.load(number, later, self.position)?;
-                let clause = nodes.frozen(number);
+                nodes.load(number, select, later, self.position)?;
+                let clause = nodes.frozen(number, select);
                 self.place(nodes.get(number).shapes[0], &own, clause)
             })?;
         }

@@ -25,7 +25,10 @@ pub fn at(definition: &Definition, log: &Log, position: i64) -> Result<Definitio
     let root = attached.nodes.root_of(0).expect("it was just attached");
     let memory = Context::new();
     let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
-    let text = memory.run(|| attached.nodes.frozen(root).map(|clause| clause.deparsed(relid)));
+    let text = memory.run(|| {
+        let clause = attached.nodes.frozen(root, &*attached.nodes.select(root)?);
+        Ok::<_, Error>(clause.map(|clause| clause.deparsed(relid)))
+    })?;
     Ok(Definition {
         where_text: text,
         ..definition.clone()

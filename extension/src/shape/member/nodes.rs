@@ -1,22 +1,26 @@
 //! The selects of all shapes with subqueries in a session: each once, whoever needs it, with its set.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+
+use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+use pgrx::pg_sys::Oid;
 
 use super::later::Later;
 use super::rows::{self, Condition, places};
 use super::set::{Delta, Set};
 use super::super::definition::Definition;
 use super::super::tuple::{Table, changed};
-use crate::error::Result;
-use crate::pg::expr::{Change, Scope, Select, Where};
+use crate::error::{Error, Result};
+use crate::pg::expr::{self, Analyzed, Change, Outputs, Refused, Scope, Select, Value, Where};
+use crate::pg::image::Row;
 
-/// A select for a role.
+/// A select for a role. Its trees are made again when they are needed: they would take most of the room.
 pub struct Node {
-    /// What its rows are.
-    pub select: Rc<Select>,
-    /// Its table and role. The where clause is that of the shape it was first needed for.
+    /// Its table and role, and nothing else.
     pub definition: Rc<Definition>,
+    origin: Origin,
     /// The nodes of its memberships.
     pub children: Vec<usize>,
     /// The nodes that it is a child of.
@@ -29,7 +33,18 @@ pub struct Node {
     pub shapes: Vec<i32>,
     /// It is no inner select.
     pub is_root: bool,
-    identity: String,
+    identity: u128,
+}
+
+/// Where a select is to be found.
+#[derive(Clone)]
+pub struct Origin {
+    /// Table of the shape that it was first needed for.
+    pub relid: u32,
+    /// The shape's where clause.
+    pub text: Rc<str>,
+    /// Its place among the clause's selects.
+    pub place: usize,
 }
 
 /// All nodes, by number.
@@ -37,8 +52,11 @@ pub struct Node {
 pub struct Nodes {
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
-    by_identity: HashMap<String, usize>,
+    by_identity: HashMap<u128, usize>,
     roots: HashMap<i32, usize>,
+    tables: HashMap<(u32, String), Rc<Definition>>,
+    /// The where clause that was taken apart last.
+    last: RefCell<Option<(Rc<str>, Analyzed)>>,
 }
 
 /// The id under which the feed knows an inner select.
@@ -75,12 +93,14 @@ impl Nodes {
     /// The node of a select for a shape's role, and whether it was there before.
     pub fn enter(
         &mut self,
-        select: &Rc<Select>,
+        select: &Select,
         children: Vec<usize>,
         definition: Rc<Definition>,
+        origin: Origin,
         is_root: bool,
     ) -> (usize, bool) {
         let identity = format!("{} {is_root} {}", definition.role, select.identity);
+        let identity = xxhash_rust::xxh3::xxh3_128(identity.as_bytes());
         if let Some(known) = self.by_identity.get(&identity) {
             return (*known, true);
         }
@@ -92,10 +112,10 @@ impl Nodes {
             self.get_mut(*child).parents.push(number);
         }
         let depth = children.iter().map(|child| self.get(*child).depth + 1).max();
-        self.by_identity.insert(identity.clone(), number);
+        self.by_identity.insert(identity, number);
         self.nodes[number] = Some(Node {
-            select: select.clone(),
             definition,
+            origin,
             children,
             parents: Vec::new(),
             depth: depth.unwrap_or(0),
@@ -165,15 +185,55 @@ impl Nodes {
         above
     }
 
+    /// The definition of a table for a role, as far as reading its rows needs one.
+    pub fn table(&mut self, relid: u32, role: &str, make: impl FnOnce() -> Option<Definition>) -> Option<Rc<Definition>> {
+        let name = (relid, role.to_string());
+        if let Some(known) = self.tables.get(&name) {
+            return Some(known.clone());
+        }
+        let made = Rc::new(make()?);
+        self.tables.insert(name, made.clone());
+        Some(made)
+    }
+
+    /// What the rows of a node are. To be called while acting as its role.
+    pub fn select(&self, number: usize) -> Result<Rc<Select>> {
+        let Origin { relid, text, place } = &self.get(number).origin;
+        let mut last = self.last.borrow_mut();
+        let analyzed = match &mut *last {
+            Some((other, analyzed)) if Rc::ptr_eq(other, text) => analyzed,
+            none => {
+                let analyzed = expr::analyze_subqueries(Oid::from_u32(*relid), text, &[], None);
+                let analyzed = analyzed.map_err(|Refused(why)| {
+                    Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "")
+                })?;
+                &mut none.insert((text.clone(), analyzed)).1
+            }
+        };
+        let select = analyzed.selects().get(*place).map(|select| Rc::clone(select));
+        select.ok_or_else(changed)
+    }
+
+    /// What is compiled or analyzed may be so no more.
+    pub fn renew(&mut self) {
+        self.last.take();
+        self.tables.clear();
+    }
+
     /// The rows of a node, its memberships' sets being what they are now. As [`Select::freeze`].
-    pub fn frozen(&self, number: usize) -> Option<Where> {
+    pub fn frozen(&self, number: usize, select: &Select) -> Option<Where> {
         let node = self.get(number);
         let sets: Vec<_> = node.children.iter().map(|child| self.get(*child).set.values()).collect();
-        node.select.freeze(&sets)
+        select.freeze(&sets)
     }
 
     /// The same, the sets being what they were before these changes, by node.
-    pub fn frozen_before(&self, number: usize, changes: &HashMap<usize, Change>) -> Option<Where> {
+    pub fn frozen_before(
+        &self,
+        number: usize,
+        select: &Select,
+        changes: &HashMap<usize, Change>,
+    ) -> Option<Where> {
         let node = self.get(number);
         let values = |child: &usize| {
             let set = &self.get(*child).set;
@@ -183,20 +243,26 @@ impl Nodes {
             }
         };
         let sets: Vec<_> = node.children.iter().map(values).collect();
-        node.select.freeze(&sets)
+        select.freeze(&sets)
     }
 
     /// Reads the set of an inner select as of a position, which its children's sets are of.
-    pub fn load(&mut self, number: usize, later: &mut Later<'_>, position: i64) -> Result<()> {
-        let clause = self.frozen(number);
+    pub fn load(
+        &mut self,
+        number: usize,
+        select: &Select,
+        later: &mut Later<'_>,
+        position: i64,
+    ) -> Result<()> {
+        let clause = self.frozen(number, select);
         let node = self.get(number);
         let mut table = open(&node.definition)?;
-        let mut reader = Reader::new(node);
+        let mut reader = Reader::new(select);
         let mut delta = Delta::default();
-        let columns = places(&node.select);
+        let columns = places(select);
         let query = rows::query(&node.definition, &table, &columns, clause.as_ref());
         rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
-        let mut condition = Condition::new(node.select.relid, clause);
+        let mut condition = Condition::new(select.relid, clause);
         for entry in later.of(&mut table, position)?.iter().filter(|entry| entry.position > position) {
             for effect in &entry.effects {
                 for (row, rows) in [(&effect.after, -1), (&effect.before, 1)] {
@@ -214,20 +280,20 @@ impl Nodes {
 /// Reads what rows contribute to a set.
 pub struct Reader {
     scope: Scope,
-    outputs: crate::pg::expr::Outputs,
+    outputs: Outputs,
 }
 
 impl Reader {
-    /// Of a node whose table is locked.
-    pub fn new(node: &Node) -> Reader {
+    /// Of a select whose table is locked.
+    pub fn new(select: &Select) -> Reader {
         Reader {
-            scope: Scope::of(pgrx::pg_sys::Oid::from_u32(node.select.relid)),
-            outputs: node.select.outputs(),
+            scope: Scope::of(Oid::from_u32(select.relid)),
+            outputs: select.outputs(),
         }
     }
 
     /// The value of a row.
-    pub fn value(&mut self, row: &crate::pg::image::Row) -> crate::pg::expr::Value {
+    pub fn value(&mut self, row: &Row) -> Value {
         self.scope.texts(&self.outputs, row).into()
     }
 }

@@ -17,7 +17,7 @@ use super::super::share::Messages;
 use super::super::tuple::{Effect, Key};
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt;
-use crate::pg::expr::{Change, Value};
+use crate::pg::expr::{Change, Select, Value};
 use crate::pg::image::Row;
 use crate::pg::memory::Context;
 
@@ -60,6 +60,7 @@ struct Moved {
 struct Job<'a> {
     nodes: &'a Nodes,
     node: usize,
+    select: &'a Select,
     changes: &'a HashMap<usize, Change>,
     effects: &'a [Effect],
     /// What later transactions did to the table.
@@ -172,11 +173,12 @@ impl Pass<'_> {
     ) -> std::result::Result<Vec<Value>, Failed> {
         let node = nodes.get(number);
         let flipped = node.children.iter().any(|child| turn.changes.contains_key(child));
-        let (select, role) = (node.select.clone(), node.definition.role.clone());
-        let Some(part) = self.part(select.relid, parts)? else {
+        let definition = node.definition.clone();
+        let Some(part) = self.part(definition.relid, parts)? else {
             return Ok(Vec::new()); // its shapes have just ended
         };
-        self.act_as(&role)?;
+        self.act_as(&definition.role)?;
+        let select = nodes.select(number)?;
         let Part { group, open, effects, .. } = part;
         fetch(effects, &places(&select), &mut open.table, whole.around)?;
         let position = whole.commit.position;
@@ -185,7 +187,7 @@ impl Pass<'_> {
         } else {
             Rc::default()
         };
-        let job = Job { nodes, node: number, changes: &turn.changes, effects, later, position };
+        let job = Job { nodes, node: number, select: &select, changes: &turn.changes, effects, later, position };
         let memory = Context::new();
         if nodes.get(number).is_root {
             let shapes = self.attached.shapes_of(group, &nodes.get(number).shapes);
@@ -236,7 +238,7 @@ impl Pass<'_> {
         for (node, outcome) in outcomes {
             let node = nodes.get(node);
             told.extend(&node.shapes);
-            let Some(part) = parts.get_mut(&node.select.relid) else { continue };
+            let Some(part) = parts.get_mut(&node.definition.relid) else { continue };
             let shapes = self.attached.shapes_of(&part.group, &node.shapes);
             let touched = part.effects.len();
             let sides = outcome.put_in(&mut part.effects, whole.records as u64);
@@ -274,13 +276,14 @@ impl Pass<'_> {
     fn give_new_clauses(&mut self, nodes: &Nodes, turn: &Turn, parts: &mut Parts) {
         for number in &turn.flipped {
             let node = nodes.get(*number);
-            let relid = node.select.relid;
+            let relid = node.definition.relid;
             let Some(part) = parts.get_mut(&relid) else { continue };
             let memory = Context::new();
             let outcome = self.act_as(&node.definition.role).and_then(|()| {
+                let select = nodes.select(*number)?;
                 let moved = attempt(|| {
                     memory.run(|| {
-                        let clause = nodes.frozen(*number);
+                        let clause = nodes.frozen(*number, &select);
                         let text = clause.as_ref().map(|clause| clause.deparsed(pgrx::pg_sys::Oid::from_u32(relid)));
                         let lifted = clause.map(|clause| clause.lift());
                         self.attached.rehome(&mut part.group, &node.shapes, text.as_deref(), lifted.as_ref());
@@ -336,9 +339,9 @@ fn columns(group: &Group, shapes: &[Shape], open: &Open, read: &[usize]) -> Vec<
 
 impl Job<'_> {
     fn conditions(&self) -> (Condition, Condition) {
-        let relid = self.nodes.get(self.node).select.relid;
-        let before = self.nodes.frozen_before(self.node, self.changes);
-        let after = self.nodes.frozen(self.node);
+        let relid = self.select.relid;
+        let before = self.nodes.frozen_before(self.node, self.select, self.changes);
+        let after = self.nodes.frozen(self.node, self.select);
         (Condition::new(relid, before), Condition::new(relid, after))
     }
 
@@ -346,7 +349,7 @@ impl Job<'_> {
     fn query(&self, open: &Open, columns: &[usize]) -> String {
         let node = self.nodes.get(self.node);
         let changes: Vec<Option<&Change>> = node.children.iter().map(|child| self.changes.get(child)).collect();
-        let clause = node.select.candidates(&changes);
+        let clause = self.select.candidates(&changes);
         rows::query(&node.definition, &open.table, columns, clause.as_ref())
     }
 
@@ -358,7 +361,7 @@ impl Job<'_> {
 
     /// What the transaction did to a set whose rows have the same clause as before.
     fn touched(&self, sides: &[Side]) -> Delta {
-        let mut reader = Reader::new(self.nodes.get(self.node));
+        let mut reader = Reader::new(self.select);
         let mut delta = Delta::default();
         for side in sides {
             let effect = &self.effects[side.effect];
@@ -376,9 +379,8 @@ impl Job<'_> {
     /// old clause, then what the new one means for all rows that there are after it. Those are the rows now, less what
     /// later transactions added, and what they took away.
     fn flipped(&self, open: &Open) -> Result<Delta> {
-        let node = self.nodes.get(self.node);
         let (mut old, mut new) = self.conditions();
-        let mut reader = Reader::new(node);
+        let mut reader = Reader::new(self.select);
         let mut delta = Delta::default();
         for effect in self.effects {
             for (row, rows) in [(&effect.before, -1), (&effect.after, 1)] {
@@ -393,7 +395,7 @@ impl Job<'_> {
                 delta.add(reader.value(row), rows * weight);
             }
         };
-        let query = self.query(open, &places(&node.select));
+        let query = self.query(open, &places(self.select));
         rows::each(&query, &mut |row| weigh(&row, 1))?;
         for effect in self.since() {
             effect.after.iter().for_each(|row| weigh(row, -1));
