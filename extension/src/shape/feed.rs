@@ -49,7 +49,8 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     invalidation::watch();
     // What is likely to fail, a wait for a table that somebody has locked, comes while the feed is whole.
     for definition in &definitions {
-        reading::lock_shared(definition.relid.into());
+        let inner = definition.inner.iter().map(|table| table.relid);
+        inner.chain([definition.relid]).for_each(|relid| reading::lock_shared(relid.into()));
     }
     let log = Log::lock();
     let _latest = Latest::take();

@@ -47,6 +47,31 @@ pub struct Membership {
     pub positive: bool,
 }
 
+impl Membership {
+    /// Numbers of the columns that are compared with the set; None for what is no column.
+    pub fn linked_columns(&self) -> Vec<Option<i16>> {
+        let column = |link: &Link| {
+            let mut node = link.expression;
+            // SAFETY: a node's tag tells its type.
+            unsafe {
+                while (*node).type_ == NodeTag::T_RelabelType {
+                    node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+                }
+                let var = node.cast::<pg_sys::Var>();
+                ((*node).type_ == NodeTag::T_Var).then(|| (*var).varattno)
+            }
+        };
+        self.links.iter().map(column).collect()
+    }
+
+    /// Does a change of the set concern rows by what they are compared with, and not all of them?
+    pub fn is_linked(&self) -> bool {
+        // SAFETY: a node's tag tells its type.
+        let is_constant = |link: &Link| unsafe { (*link.expression).type_ == NodeTag::T_Const };
+        !self.links.is_empty() && !self.links.iter().all(is_constant)
+    }
+}
+
 /// A value of a row that is compared with a column of a set.
 #[derive(Clone, Debug)]
 pub struct Link {

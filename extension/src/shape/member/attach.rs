@@ -153,6 +153,7 @@ impl Attached {
             return Ok(number);
         }
         entered.push(number);
+        nodes.tell_of_missing_indexes(select, &own)?;
         if !is_root {
             let memory = Context::new();
             memory.run(|| {

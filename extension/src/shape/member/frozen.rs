@@ -14,6 +14,15 @@ pub fn at(definition: &Definition, log: &Log, position: i64) -> Result<Definitio
     if definition.inner.is_empty() {
         return Ok(definition.clone());
     }
+    Ok(with_sizes(definition, log, position)?.0)
+}
+
+/// The same of a definition that has some, and each inner select's table with the size of its set.
+pub fn with_sizes(
+    definition: &Definition,
+    log: &Log,
+    position: i64,
+) -> Result<(Definition, Vec<(String, usize)>)> {
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
     let mut resolver = Resolver::default();
@@ -29,8 +38,9 @@ pub fn at(definition: &Definition, log: &Log, position: i64) -> Result<Definitio
         let clause = attached.nodes.frozen(root, &*attached.nodes.select(root)?);
         Ok::<_, Error>(clause.map(|clause| clause.deparsed(relid)))
     })?;
-    Ok(Definition {
+    let frozen = Definition {
         where_text: text,
         ..definition.clone()
-    })
+    };
+    Ok((frozen, attached.nodes.sizes()))
 }

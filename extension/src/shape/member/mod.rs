@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod frozen;
+pub mod indexes;
 pub mod later;
 pub mod log;
 pub mod nodes;

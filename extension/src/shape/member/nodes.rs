@@ -1,7 +1,7 @@
 //! The selects of all shapes with subqueries in a session: each once, whoever needs it, with its set.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
@@ -15,6 +15,7 @@ use super::super::tuple::{Table, changed};
 use crate::error::{Error, Result};
 use crate::pg::expr::{self, Analyzed, Change, Outputs, Refused, Scope, Select, Value, Where};
 use crate::pg::image::Row;
+use crate::pg::query::qualified;
 
 /// A select for a role. Its trees are made again when they are needed: they would take most of the room.
 pub struct Node {
@@ -55,6 +56,8 @@ pub struct Nodes {
     by_identity: HashMap<u128, usize>,
     roots: HashMap<i32, usize>,
     tables: HashMap<(u32, String), Rc<Definition>>,
+    /// Missing indexes that the server's log tells of.
+    pub(super) told: HashSet<String>,
     /// The where clause that was taken apart last.
     last: RefCell<Option<(Rc<str>, Analyzed)>>,
 }
@@ -168,6 +171,16 @@ impl Nodes {
         if self.nodes[number].is_some() {
             self.drop_unused(number, unused);
         }
+    }
+
+    /// The table of each inner select, with the number of its values.
+    pub fn sizes(&self) -> Vec<(String, usize)> {
+        let inner = self.nodes.iter().flatten().filter(|node| !node.is_root);
+        let size = |node: &Node| {
+            let Definition { schema, table, .. } = &*node.definition;
+            (qualified(schema, table), node.set.values().len())
+        };
+        inner.map(size).collect()
     }
 
     /// The shapes that depend on a node.

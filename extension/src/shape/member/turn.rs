@@ -16,7 +16,7 @@ use super::super::route::{Hit, sides};
 use super::super::share::Messages;
 use super::super::tuple::{Effect, Key};
 use crate::error::{Error, Result};
-use crate::pg::attempt::attempt;
+use crate::pg::attempt::attempt_evaluation;
 use crate::pg::expr::{Change, Select, Value};
 use crate::pg::image::Row;
 use crate::pg::memory::Context;
@@ -192,13 +192,13 @@ impl Pass<'_> {
         if nodes.get(number).is_root {
             let shapes = self.attached.shapes_of(group, &nodes.get(number).shapes);
             let columns = columns(group, &shapes, open, &places(&select));
-            let outcome = caught(memory.run(|| attempt(|| job.rows_of_shape(open, &columns))))?;
+            let outcome = caught(memory.run(|| attempt_evaluation(|| job.rows_of_shape(open, &columns))))?;
             turn.outcomes.insert(number, outcome);
             turn.flipped.push(number);
             return Ok(Vec::new());
         }
         let delta = caught(memory.run(|| {
-            attempt(|| match (flipped, touched.get(&number)) {
+            attempt_evaluation(|| match (flipped, touched.get(&number)) {
                 (true, _) => job.flipped(open),
                 (false, Some(sides)) => Ok(job.touched(sides)),
                 (false, None) => Ok(Delta::default()),
@@ -281,7 +281,7 @@ impl Pass<'_> {
             let memory = Context::new();
             let outcome = self.act_as(&node.definition.role).and_then(|()| {
                 let select = nodes.select(*number)?;
-                let moved = attempt(|| {
+                let moved = attempt_evaluation(|| {
                     memory.run(|| {
                         let clause = nodes.frozen(*number, &select);
                         let text = clause.as_ref().map(|clause| clause.deparsed(pgrx::pg_sys::Oid::from_u32(relid)));
