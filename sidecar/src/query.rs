@@ -47,10 +47,7 @@ impl<'a> Query<'a> {
     }
 
     /// Entries `name[key]`, with what stands between the brackets, nested ones included.
-    pub fn entries<'q>(
-        &'q self,
-        name: &'q str,
-    ) -> impl Iterator<Item = (&'q str, &'q Value<'a>)> {
+    pub fn entries<'q>(&'q self, name: &'q str) -> impl Iterator<Item = (&'q str, &'q Value<'a>)> {
         self.0.iter().filter_map(move |(key, value)| {
             let inner = key
                 .strip_prefix(name)?

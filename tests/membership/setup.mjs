@@ -24,7 +24,7 @@ export const visibleTo = {
 
 /** Checks that a strict client's rows are those that the table has under the same clause now. */
 export async function same(site, follower, { table, where, params }) {
-  const { rows } = await site.client.query(`select to_jsonb(t) from ${table} t where ${where} order by 1`, params)
+  const { rows } = await site.client.query(`select to_jsonb(${table}) from ${table} where ${where} order by 1`, params)
   const text = (value) => (value === null ? null : String(value))
   const asText = (row) => Object.fromEntries(Object.entries(row).map(([name, value]) => [name, text(value)]))
   const sorted = (list) => list.map((row) => JSON.stringify(Object.entries(row).sort())).sort()

@@ -185,8 +185,14 @@ impl Kind {
                         value
                     })
                 }
-                -2 => aligned(std::ffi::CStr::from_ptr(value.cast_mut_ptr()).to_bytes_with_nul(), 0),
-                length => aligned(std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length as usize), 0),
+                -2 => aligned(
+                    std::ffi::CStr::from_ptr(value.cast_mut_ptr()).to_bytes_with_nul(),
+                    0,
+                ),
+                length => aligned(
+                    std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length as usize),
+                    0,
+                ),
             }
         }
     }

@@ -8,8 +8,8 @@ use super::group::{Group, Shape};
 use super::member::later::Later;
 use super::member::nodes::Nodes;
 use super::resolve::{Asked, Resolver};
-use crate::pg::expr::Lifted;
 use super::window::End;
+use crate::pg::expr::Lifted;
 use crate::pg::invalidation::Changed;
 
 /// All shapes of a session.
@@ -116,7 +116,10 @@ impl Attached {
         let place = ids.iter().find_map(|id| self.places.get(id));
         let clause = place.and_then(|(_, clause)| group.clauses[*clause as usize].as_ref());
         let shapes = clause.iter().flat_map(|clause| clause.shapes.iter());
-        shapes.filter(|shape| ids.contains(&shape.id)).copied().collect()
+        shapes
+            .filter(|shape| ids.contains(&shape.id))
+            .copied()
+            .collect()
     }
 
     /// Puts these shapes of a group that has been taken out, which all have one clause, under another.
@@ -130,7 +133,9 @@ impl Attached {
         let Some((relid, old)) = ids.iter().find_map(|id| self.places.get(id)).copied() else {
             return;
         };
-        let Some(role) = group.role_of(old) else { return };
+        let Some(role) = group.role_of(old) else {
+            return;
+        };
         for shape in self.shapes_of(group, ids) {
             let new = group.add_shape(shape, role, text, lifted, None);
             if new == old {

@@ -136,7 +136,8 @@ fn define(request: Request) -> Result<Definition> {
         table: table.name.clone(),
     };
     let all = std::iter::once(&own).chain(&inner);
-    let is_untracked = |table: &&Inner| !table::is_tracked(pgrx::pg_sys::Oid::from_u32(table.relid));
+    let is_untracked =
+        |table: &&Inner| !table::is_tracked(pgrx::pg_sys::Oid::from_u32(table.relid));
     let untracked: Vec<Inner> = all.filter(is_untracked).cloned().collect();
     let mut definition = Definition {
         relid: table.relid.to_u32(),
@@ -270,12 +271,16 @@ fn read_subqueries(table: &Table, clause: &str, params: &[Option<String>]) -> Re
         let text = "subqueries need a table with a primary key";
         return Err(wrong(Refused(text.into())));
     }
-    let analyze = |clause: &str, params| expr::analyze_subqueries(table.relid, clause, params, None).map_err(wrong);
+    let analyze = |clause: &str, params| {
+        expr::analyze_subqueries(table.relid, clause, params, None).map_err(wrong)
+    };
     let text = analyze(clause, params)?.text;
     // What other functions are given is this text: it must be read back as itself.
     let analyzed = analyze(&text, &[])?;
     if analyzed.text != text {
-        return Err(wrong(Refused(format!("the clause has no canonical form: {text}"))));
+        return Err(wrong(Refused(format!(
+            "the clause has no canonical form: {text}"
+        ))));
     }
     may_read(&analyzed).map_err(Answer::Denied)?;
     let mut inner: Vec<Inner> = Vec::new();

@@ -148,7 +148,9 @@ fn sets(definition: &Definition) -> Result<(Definition, Vec<Line>)> {
     let log = Log::lock();
     let _latest = Latest::take();
     let (frozen, sizes) = frozen::with_sizes(definition, &log, position)?;
-    let sizes = sizes.into_iter().map(|(text, size)| ("set", Some(text), Some(size.to_string()), None));
+    let sizes = sizes
+        .into_iter()
+        .map(|(text, size)| ("set", Some(text), Some(size.to_string()), None));
     Ok((frozen, sizes.chain(lines).collect()))
 }
 

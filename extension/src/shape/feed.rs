@@ -50,7 +50,9 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     // What is likely to fail, a wait for a table that somebody has locked, comes while the feed is whole.
     for definition in &definitions {
         let inner = definition.inner.iter().map(|table| table.relid);
-        inner.chain([definition.relid]).for_each(|relid| reading::lock_shared(relid.into()));
+        inner
+            .chain([definition.relid])
+            .for_each(|relid| reading::lock_shared(relid.into()));
     }
     let log = Log::lock();
     let _latest = Latest::take();

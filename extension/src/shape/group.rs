@@ -372,7 +372,9 @@ impl Group {
             return;
         };
         let mut seen = false;
-        clause.shapes.retain(|shape| shape.id != id || std::mem::replace(&mut seen, true));
+        clause
+            .shapes
+            .retain(|shape| shape.id != id || std::mem::replace(&mut seen, true));
     }
 
     /// Removes one shape of a clause.

@@ -54,7 +54,8 @@ impl Filter {
 
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
-    let of_inner = |table: &Inner| Family::of(table.relid).is_none_or(|family| end.concerns(&family));
+    let of_inner =
+        |table: &Inner| Family::of(table.relid).is_none_or(|family| end.concerns(&family));
     end.concerns(family)
         || end.shape.as_deref() == Some(&definition.hash)
         || definition.inner.iter().any(of_inner)

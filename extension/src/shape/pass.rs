@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::attached::{Attached, Ended};
 use super::group::{Group, Keyless};
+use super::judge::{Judged, Tally, fetch, judge_counts};
 use super::member::later::Later;
 use super::message::Operation;
-use super::judge::{Judged, Tally, fetch, judge_counts};
 use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection};
 use super::place;
@@ -253,7 +253,8 @@ impl Pass<'_> {
             Ok(()) => self.attached.put_back(group),
             Err(Error::MustRefetch(why)) => {
                 let position = whole.commit.position;
-                self.over.extend(self.attached.end_group(group, position, &why));
+                self.over
+                    .extend(self.attached.end_group(group, position, &why));
             }
             Err(error) => return Err(error),
         }
@@ -356,12 +357,7 @@ impl Pass<'_> {
     }
 
     /// Looks rows up. A router that raises an error ends the shapes that it serves.
-    fn route(
-        &mut self,
-        group: &mut Group,
-        table: &Table,
-        effects: &[Effect],
-    ) -> Routed {
+    fn route(&mut self, group: &mut Group, table: &Table, effects: &[Effect]) -> Routed {
         let mut routers: Vec<usize> = (0..group.routers.len()).collect();
         if !group.routing_may_fail() {
             return group.route(effects, &routers, &table.scratch);

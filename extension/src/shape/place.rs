@@ -205,10 +205,12 @@ pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<B
 pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
     let floor = log.floor().unwrap_or(0);
     let inner = definition.inner.iter().map(|table| table.relid);
-    let since = inner.chain([definition.relid]).map(|relid| match tracked_since(relid) {
-        Tracked::Since(since) => since,
-        _ => 0,
-    });
+    let since = inner
+        .chain([definition.relid])
+        .map(|relid| match tracked_since(relid) {
+            Tracked::Since(since) => since,
+            _ => 0,
+        });
     let since = since.max().unwrap_or(0);
     let ends = log.ends_above(floor);
     let ended = ends.iter().rfind(|(_, ends)| {

@@ -129,8 +129,11 @@ impl Membership {
     }
 
     unsafe fn array(&self, column: usize, values: &[&Value]) -> *mut Node {
-        let texts = values.iter().map(|value| value[column].as_deref().map(<[u8]>::to_vec));
-        let literal = String::from_utf8(array_literal(texts)).expect("the database's encoding is UTF-8");
+        let texts = values
+            .iter()
+            .map(|value| value[column].as_deref().map(<[u8]>::to_vec));
+        let literal =
+            String::from_utf8(array_literal(texts)).expect("the database's encoding is UTF-8");
         // SAFETY: it was made sure that the type has an array type.
         unsafe { constant(pg_sys::get_array_type(self.type_of(column)), &literal) }
     }
@@ -203,7 +206,13 @@ impl Membership {
 
 unsafe fn with_nulls(link: &Link, compared: *mut Node) -> *mut Node {
     // SAFETY: an analyzed expression.
-    unsafe { if link.two_valued { is_true(compared) } else { compared } }
+    unsafe {
+        if link.two_valued {
+            is_true(compared)
+        } else {
+            compared
+        }
+    }
 }
 
 impl Link {
@@ -211,8 +220,12 @@ impl Link {
     unsafe fn is_any(&self, array: *mut Node) -> *mut Node {
         // SAFETY: makes a node in the current memory context; the array's elements are of the operator's right type.
         unsafe {
-            let any = pg_sys::palloc0(size_of::<pg_sys::ScalarArrayOpExpr>()).cast::<pg_sys::ScalarArrayOpExpr>();
-            let args = pg_sys::lappend(std::ptr::null_mut(), pg_sys::copyObjectImpl(self.expression.cast()).cast());
+            let any = pg_sys::palloc0(size_of::<pg_sys::ScalarArrayOpExpr>())
+                .cast::<pg_sys::ScalarArrayOpExpr>();
+            let args = pg_sys::lappend(
+                std::ptr::null_mut(),
+                pg_sys::copyObjectImpl(self.expression.cast()).cast(),
+            );
             (*any).xpr.type_ = NodeTag::T_ScalarArrayOpExpr;
             (*any).opno = self.operator;
             (*any).opfuncid = pg_sys::get_opcode(self.operator);

@@ -40,7 +40,11 @@ impl Joins<'_> {
     fn refuse<T>(&self, node: *mut Node, message: &str) -> Result<T, Refused> {
         // SAFETY: called with nodes of the query.
         unsafe {
-            let node = if pg_sys::exprLocation(node) < 0 { self.at } else { node };
+            let node = if pg_sys::exprLocation(node) < 0 {
+                self.at
+            } else {
+                node
+            };
             Err(self.builder.refuse(node, message))
         }
     }
@@ -163,7 +167,10 @@ impl Joins<'_> {
             };
             let is_operator = |node: &*mut Node| (**node).type_ == NodeTag::T_OpExpr;
             if !all.iter().all(is_operator) {
-                return self.refuse(self.at, "this comparison of rows with a subquery is not supported");
+                return self.refuse(
+                    self.at,
+                    "this comparison of rows with a subquery is not supported",
+                );
             }
             Ok(all.into_iter().map(|node| node.cast()).collect())
         }
@@ -217,9 +224,15 @@ impl Joins<'_> {
         // SAFETY: reads fields of a Query.
         unsafe {
             let not_maintained = [
-                ((*query).commandType != pg_sys::CmdType::CMD_SELECT, "anything but SELECT"),
+                (
+                    (*query).commandType != pg_sys::CmdType::CMD_SELECT,
+                    "anything but SELECT",
+                ),
                 (!(*query).cteList.is_null(), "WITH"),
-                (!(*query).groupClause.is_null() || !(*query).groupingSets.is_null(), "GROUP BY"),
+                (
+                    !(*query).groupClause.is_null() || !(*query).groupingSets.is_null(),
+                    "GROUP BY",
+                ),
                 (!(*query).havingQual.is_null(), "HAVING"),
                 (!(*query).limitCount.is_null(), "LIMIT"),
                 (!(*query).limitOffset.is_null(), "OFFSET"),
@@ -237,12 +250,22 @@ impl Joins<'_> {
             });
             if let Some((node, function)) = call {
                 let signature = super::function::Function::look_up(function).signature();
-                let kind = if (*node).type_ == NodeTag::T_Aggref { "aggregate" } else { "window function" };
-                return self.refuse(node, &format!("{kind} {signature} in a subquery cannot be maintained"));
+                let kind = if (*node).type_ == NodeTag::T_Aggref {
+                    "aggregate"
+                } else {
+                    "window function"
+                };
+                return self.refuse(
+                    node,
+                    &format!("{kind} {signature} in a subquery cannot be maintained"),
+                );
             }
             for (is_there, name) in not_maintained {
                 if is_there {
-                    return self.refuse(self.at, &format!("{name} in a subquery cannot be maintained"));
+                    return self.refuse(
+                        self.at,
+                        &format!("{name} in a subquery cannot be maintained"),
+                    );
                 }
             }
             Ok(())
@@ -295,7 +318,10 @@ impl Joins<'_> {
                 Found::Refused(why) => {
                     let name = pg_sys::get_rel_name((*entry).relid);
                     let name = std::ffi::CStr::from_ptr(name).to_string_lossy();
-                    return self.refuse(self.at, &format!("table \"{name}\" {why}, a subquery cannot be maintained"));
+                    return self.refuse(
+                        self.at,
+                        &format!("table \"{name}\" {why}, a subquery cannot be maintained"),
+                    );
                 }
                 Found::Missing => {
                     let message = "FROM in a subquery may name tables only";
@@ -307,9 +333,13 @@ impl Joins<'_> {
                 return self.refuse(self.at, &message);
             }
             let partitioned = (*entry).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
-            let with_children = (*entry).inh && relation::inheritors((*entry).relid.to_u32()).len() > 1;
+            let with_children =
+                (*entry).inh && relation::inheritors((*entry).relid.to_u32()).len() > 1;
             if (partitioned && !(*entry).inh) || (!partitioned && with_children) {
-                let message = format!("table \"{}\" is read with ONLY unless it is partitioned", table.name);
+                let message = format!(
+                    "table \"{}\" is read with ONLY unless it is partitioned",
+                    table.name
+                );
                 return self.refuse(self.at, &message);
             }
             Ok(())
@@ -335,7 +365,8 @@ impl Joins<'_> {
                 NodeTag::T_JoinExpr => {
                     let join = node.cast::<pg_sys::JoinExpr>();
                     if (*join).jointype != pg_sys::JoinType::JOIN_INNER {
-                        return self.refuse(self.at, "an outer join in a subquery is not supported");
+                        return self
+                            .refuse(self.at, "an outer join in a subquery is not supported");
                     }
                     self.conditions((*join).larg, conditions)?;
                     self.conditions((*join).rarg, conditions)?;
@@ -378,10 +409,16 @@ impl Joins<'_> {
             let [left, right] = cells((*call).args) else {
                 return self.refuse(condition, MESSAGE);
             };
-            let (left, right): (*mut Node, *mut Node) = (left.ptr_value.cast(), right.ptr_value.cast());
+            let (left, right): (*mut Node, *mut Node) =
+                (left.ptr_value.cast(), right.ptr_value.cast());
             let (operator, collation) = ((*call).opno, (*call).inputcollid);
             let (of_left, of_right) = (parts.named_in(left), parts.named_in(right));
-            match (&of_left[..], has_level(left, 1), &of_right[..], has_level(right, 1)) {
+            match (
+                &of_left[..],
+                has_level(left, 1),
+                &of_right[..],
+                has_level(right, 1),
+            ) {
                 ([a], false, [b], false) => parts.edges.push(Edge {
                     sides: [(*a, left), (*b, right)],
                     operator,
@@ -405,26 +442,39 @@ impl Joins<'_> {
     unsafe fn commuted(&self, operator: Oid, at: *mut Node) -> Result<Oid, Refused> {
         // SAFETY: reads the catalog cache.
         match unsafe { pg_sys::get_commutator(operator) } {
-            Oid::INVALID => self.refuse(at, "an operator without a commutator is not supported here"),
+            Oid::INVALID => {
+                self.refuse(at, "an operator without a commutator is not supported here")
+            }
             commuted => Ok(commuted),
         }
     }
 
     /// The relation that a value is of; None if it is of none.
-    unsafe fn relation_of(&self, value: *mut Node, parts: &Parts) -> Result<Option<usize>, Refused> {
+    unsafe fn relation_of(
+        &self,
+        value: *mut Node,
+        parts: &Parts,
+    ) -> Result<Option<usize>, Refused> {
         // SAFETY: an analyzed expression of the query.
         unsafe {
             if pg_sys::checkExprHasSubLink(value) {
-                return self.refuse(value, "a subquery among the columns of another is not supported");
+                return self.refuse(
+                    value,
+                    "a subquery among the columns of another is not supported",
+                );
             }
             if has_level(value, 1) {
-                let message = "a column of the outer row among those of a subquery is not supported";
+                let message =
+                    "a column of the outer row among those of a subquery is not supported";
                 return self.refuse(value, message);
             }
             match &parts.named_in(value)[..] {
                 [] => Ok(None),
                 [one] => Ok(Some(*one)),
-                _ => self.refuse(value, "a column that is made of more than one table is not supported"),
+                _ => self.refuse(
+                    value,
+                    "a column that is made of more than one table is not supported",
+                ),
             }
         }
     }
@@ -445,7 +495,8 @@ impl Joins<'_> {
             let mut all = std::ptr::null_mut();
             for condition in &parts.outside {
                 if pg_sys::checkExprHasSubLink(*condition) {
-                    let message = "a subquery that depends on the outer row alone is not supported here";
+                    let message =
+                        "a subquery that depends on the outer row alone is not supported here";
                     return self.refuse(*condition, message);
                 }
                 all = pg_sys::lappend(all, is_true(*condition).cast());
@@ -461,7 +512,8 @@ impl Joins<'_> {
             let mut named = parts.links.iter().filter_map(|(_, relation, _)| *relation);
             let first = named.next().unwrap_or(0);
             if named.any(|other| other != first) {
-                let message = "columns of more than one table of a subquery are compared with the outer row";
+                let message =
+                    "columns of more than one table of a subquery are compared with the outer row";
                 return self.refuse(self.at, message);
             }
             let (mut links, mut outputs): (Vec<Link>, Vec<*mut Node>) = parts
@@ -477,12 +529,19 @@ impl Joins<'_> {
             for output in &outputs {
                 let of = pg_sys::getBaseType(pg_sys::exprType(*output));
                 if pg_sys::get_array_type(of) == Oid::INVALID {
-                    return self.refuse(*output, "values of this type cannot be compared with a subquery");
+                    return self.refuse(
+                        *output,
+                        "values of this type cannot be compared with a subquery",
+                    );
                 }
             }
             let mut reached = vec![false; parts.relations.len()];
             let select = self.joined(parts, first, None, outputs, &mut reached)?;
-            Ok(Membership { select, links, positive })
+            Ok(Membership {
+                select,
+                links,
+                positive,
+            })
         }
     }
 
@@ -500,7 +559,11 @@ impl Joins<'_> {
             reached[relation] = true;
             let mut memberships = Vec::new();
             for other in 0..parts.relations.len() {
-                let between: Vec<&Edge> = parts.edges.iter().filter(|edge| edge.is_between(relation, other)).collect();
+                let between: Vec<&Edge> = parts
+                    .edges
+                    .iter()
+                    .filter(|edge| edge.is_between(relation, other))
+                    .collect();
                 if between.is_empty() || Some(other) == from || other == relation {
                     continue;
                 }
@@ -524,14 +587,23 @@ impl Joins<'_> {
                     values.push(its);
                 }
                 let select = self.joined(parts, other, Some(relation), values, reached)?;
-                memberships.push(Membership { select, links, positive: true });
+                memberships.push(Membership {
+                    select,
+                    links,
+                    positive: true,
+                });
             }
             if from.is_none() {
                 // Tables that nothing joins: there must be a row.
                 while let Some(other) = reached.iter().position(|reached| !reached) {
                     let (link, output) = always();
-                    let select = self.joined(parts, other, Some(relation), vec![output], reached)?;
-                    memberships.push(Membership { select, links: vec![link], positive: true });
+                    let select =
+                        self.joined(parts, other, Some(relation), vec![output], reached)?;
+                    memberships.push(Membership {
+                        select,
+                        links: vec![link],
+                        positive: true,
+                    });
                 }
             }
             let mut conditions = std::ptr::null_mut();
@@ -543,9 +615,12 @@ impl Joins<'_> {
             } else {
                 pg_sys::make_ands_explicit(conditions).cast()
             };
-            let outputs = outputs.into_iter().map(|output| parts.alone(output, relation));
+            let outputs = outputs
+                .into_iter()
+                .map(|output| parts.alone(output, relation));
             let relid = parts.relations[relation].1;
-            self.builder.select(relid, condition, outputs.collect(), memberships)
+            self.builder
+                .select(relid, condition, outputs.collect(), memberships)
         }
     }
 }
@@ -591,8 +666,11 @@ unsafe fn is_one_row(parts: &Parts) -> bool {
         if (**condition).type_ != NodeTag::T_OpExpr {
             return None;
         }
-        let [left, right] = cells((*call).args) else { return None };
-        let (mut left, mut right): (*mut Node, *mut Node) = (left.ptr_value.cast(), right.ptr_value.cast());
+        let [left, right] = cells((*call).args) else {
+            return None;
+        };
+        let (mut left, mut right): (*mut Node, *mut Node) =
+            (left.ptr_value.cast(), right.ptr_value.cast());
         if (*left).type_ != NodeTag::T_Var {
             (left, right) = (right, left);
         }
@@ -607,7 +685,12 @@ unsafe fn is_one_row(parts: &Parts) -> bool {
 unsafe fn outer_link(value: *mut Node, operator: Oid, collation: Oid) -> Link {
     // SAFETY: an analyzed expression on the row outside.
     let expression = unsafe { lifted(value) };
-    Link { expression, operator, collation, two_valued: true }
+    Link {
+        expression,
+        operator,
+        collation,
+        two_valued: true,
+    }
 }
 
 /// A comparison that is true of each value of a set.
@@ -645,7 +728,12 @@ unsafe fn has_level(node: *mut Node, level: i32) -> bool {
 
 unsafe fn has_placeholder(node: *mut Node) -> bool {
     // SAFETY: an analyzed expression.
-    unsafe { tree::search(node, &mut |node| ((*node).type_ == NodeTag::T_Param).then_some(())) }.is_some()
+    unsafe {
+        tree::search(node, &mut |node| {
+            ((*node).type_ == NodeTag::T_Param).then_some(())
+        })
+    }
+    .is_some()
 }
 
 unsafe fn conjuncts(node: *mut Node, all: &mut Vec<*mut Node>) {
@@ -655,7 +743,9 @@ unsafe fn conjuncts(node: *mut Node, all: &mut Vec<*mut Node>) {
             return;
         }
         let expression = node.cast::<pg_sys::BoolExpr>();
-        if (*node).type_ == NodeTag::T_BoolExpr && (*expression).boolop == pg_sys::BoolExprType::AND_EXPR {
+        if (*node).type_ == NodeTag::T_BoolExpr
+            && (*expression).boolop == pg_sys::BoolExprType::AND_EXPR
+        {
             for cell in cells((*expression).args) {
                 conjuncts(cell.ptr_value.cast(), all);
             }
@@ -678,8 +768,13 @@ unsafe fn any_of(sides: *mut pg_sys::List) -> *mut Node {
 unsafe fn outputs(query: *mut pg_sys::Query) -> Vec<*mut Node> {
     // SAFETY: the cells of a target list are TargetEntries.
     unsafe {
-        let entries = cells((*query).targetList).iter().map(|cell| cell.ptr_value.cast::<pg_sys::TargetEntry>());
-        entries.filter(|entry| !(**entry).resjunk).map(|entry| (*entry).expr.cast()).collect()
+        let entries = cells((*query).targetList)
+            .iter()
+            .map(|cell| cell.ptr_value.cast::<pg_sys::TargetEntry>());
+        entries
+            .filter(|entry| !(**entry).resjunk)
+            .map(|entry| (*entry).expr.cast())
+            .collect()
     }
 }
 
@@ -694,9 +789,21 @@ unsafe fn column_types(operation: *mut Node) -> Vec<Oid> {
 unsafe fn coerce(output: *mut Node, type_oid: Oid) -> *mut Node {
     // SAFETY: the parser has found that the type can be had.
     unsafe {
-        let (implicit, cast) = (pg_sys::CoercionContext::COERCION_IMPLICIT, pg_sys::CoercionForm::COERCE_IMPLICIT_CAST);
+        let (implicit, cast) = (
+            pg_sys::CoercionContext::COERCION_IMPLICIT,
+            pg_sys::CoercionForm::COERCE_IMPLICIT_CAST,
+        );
         let from = pg_sys::exprType(output);
-        pg_sys::coerce_to_target_type(std::ptr::null_mut(), output, from, type_oid, -1, implicit, cast, -1)
+        pg_sys::coerce_to_target_type(
+            std::ptr::null_mut(),
+            output,
+            from,
+            type_oid,
+            -1,
+            implicit,
+            cast,
+            -1,
+        )
     }
 }
 
@@ -706,7 +813,9 @@ unsafe fn put_outputs_in(node: *mut Node, outputs: &[*mut Node]) -> *mut Node {
     unsafe {
         tree::rewrite(node, &mut |node| {
             let param = node.cast::<pg_sys::Param>();
-            if (*node).type_ != NodeTag::T_Param || (*param).paramkind != pg_sys::ParamKind::PARAM_SUBLINK {
+            if (*node).type_ != NodeTag::T_Param
+                || (*param).paramkind != pg_sys::ParamKind::PARAM_SUBLINK
+            {
                 return node;
             }
             pg_sys::copyObjectImpl(outputs[(*param).paramid as usize - 1].cast()).cast()

@@ -202,7 +202,8 @@ impl Scope {
             let text = |(state, type_oid): &(*mut pg_sys::ExprState, Oid)| {
                 let evaluate = (**state).evalfunc?;
                 let mut is_null = false;
-                let value = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, context, &mut is_null));
+                let value =
+                    pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, context, &mut is_null));
                 (!is_null).then(|| text_of(*type_oid, value))
             };
             let texts = outputs.states.iter().map(text).collect();

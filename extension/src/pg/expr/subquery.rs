@@ -254,8 +254,7 @@ impl Builder<'_> {
             match (*node).type_ {
                 NodeTag::T_BoolExpr => {
                     let given = node.cast::<pg_sys::BoolExpr>();
-                    let positive =
-                        positive && (*given).boolop != pg_sys::BoolExprType::NOT_EXPR;
+                    let positive = positive && (*given).boolop != pg_sys::BoolExprType::NOT_EXPR;
                     let mut args = std::ptr::null_mut();
                     for cell in cells((*given).args) {
                         let arg = self.replace(cell.ptr_value.cast(), memberships, positive)?;
@@ -341,9 +340,7 @@ impl Builder<'_> {
 /// A Var of an outer query. After a select was taken out of its query, there must be none.
 unsafe fn is_outer(node: *mut Node) -> bool {
     // SAFETY: a node's tag tells its type.
-    unsafe {
-        (*node).type_ == NodeTag::T_Var && (*node.cast::<pg_sys::Var>()).varlevelsup > 0
-    }
+    unsafe { (*node).type_ == NodeTag::T_Var && (*node.cast::<pg_sys::Var>()).varlevelsup > 0 }
 }
 
 /// The Param that stands for a membership.

@@ -38,11 +38,7 @@ unsafe extern "C-unwind" {
         not(any(feature = "pg14", feature = "pg15")),
         link_name = "raw_expression_tree_walker_impl"
     )]
-    fn raw_expression_tree_walker(
-        node: *mut Node,
-        walker: Walker,
-        context: *mut c_void,
-    ) -> bool;
+    fn raw_expression_tree_walker(node: *mut Node, walker: Walker, context: *mut c_void) -> bool;
 }
 
 /// Has a raw expression a subquery?

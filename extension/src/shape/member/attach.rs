@@ -4,12 +4,12 @@ use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 
-use super::later::Later;
-use super::nodes::{Nodes, Origin};
 use super::super::attached::{Attached, Ended};
 use super::super::definition::{Definition, check_rights};
 use super::super::resolve::Resolver;
 use super::super::tuple::changed;
+use super::later::Later;
+use super::nodes::{Nodes, Origin};
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt;
 use crate::pg::expr::{self, Analyzed, Refused, Select, Where};
@@ -61,7 +61,10 @@ pub fn may_read(analyzed: &Analyzed) -> std::result::Result<(), String> {
             continue;
         }
         // As in a query: whether there is a row may be known to who may read any column.
-        let mut rights = table.columns.iter().map(|column| check_rights(&table, vec![column.number]));
+        let mut rights = table
+            .columns
+            .iter()
+            .map(|column| check_rights(&table, vec![column.number]));
         if !rights.any(|right| right.is_ok()) {
             return Err(format!(
                 "permission denied for table \"{}\".\"{}\"",
@@ -89,7 +92,9 @@ impl Attached {
         resolver: &mut Resolver,
         later: &mut Later<'_>,
     ) -> std::result::Result<(), String> {
-        resolver.act_as(&definition.role).map_err(|error| error.to_string())?;
+        resolver
+            .act_as(&definition.role)
+            .map_err(|error| error.to_string())?;
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut entered = Vec::new();
         let outcome = attempt(|| {
@@ -139,10 +144,18 @@ impl Attached {
         for membership in &select.memberships {
             children.push(self.enter(nodes, &membership.select, whole, later, entered)?);
         }
-        let is_root = whole.selects.last().is_some_and(|root| Rc::ptr_eq(root, select));
+        let is_root = whole
+            .selects
+            .last()
+            .is_some_and(|root| Rc::ptr_eq(root, select));
         let make = || whole.definition.of_table(select.relid);
-        let own = nodes.table(select.relid, &whole.definition.role, make).ok_or_else(changed)?;
-        let place = whole.selects.iter().position(|other| Rc::ptr_eq(other, select));
+        let own = nodes
+            .table(select.relid, &whole.definition.role, make)
+            .ok_or_else(changed)?;
+        let place = whole
+            .selects
+            .iter()
+            .position(|other| Rc::ptr_eq(other, select));
         let origin = Origin {
             relid: whole.definition.relid,
             text: whole.text.clone(),
@@ -187,7 +200,9 @@ impl Attached {
         for Ended { ids, reason } in ended {
             let mut shapes: Vec<i32> = ids.iter().copied().filter(|id| *id >= 0).collect();
             let inner = ids.iter().filter_map(|id| Nodes::of_id(*id));
-            let above: Vec<i32> = inner.flat_map(|node| self.nodes.shapes_above(node)).collect();
+            let above: Vec<i32> = inner
+                .flat_map(|node| self.nodes.shapes_above(node))
+                .collect();
             self.remove(&above);
             shapes.extend(above);
             for shape in &shapes {
@@ -196,7 +211,10 @@ impl Attached {
             shapes.sort_unstable();
             shapes.dedup();
             if !shapes.is_empty() {
-                all.push(Ended { ids: shapes, reason });
+                all.push(Ended {
+                    ids: shapes,
+                    reason,
+                });
             }
         }
         all

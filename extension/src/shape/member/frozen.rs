@@ -1,10 +1,10 @@
 //! A shape with subqueries at one position: there it is one without.
 
-use super::later::Later;
 use super::super::attached::Attached;
 use super::super::definition::Definition;
 use super::super::resolve::Resolver;
 use super::super::window::Log;
+use super::later::Later;
 use crate::error::{Error, Result};
 use crate::pg::memory::Context;
 
@@ -30,7 +30,9 @@ pub fn with_sizes(
         let code = pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
         Error::Sql(code, why, "")
     };
-    attached.add_member(0, definition, &mut resolver, &mut later).map_err(failed)?;
+    attached
+        .add_member(0, definition, &mut resolver, &mut later)
+        .map_err(failed)?;
     let root = attached.nodes.root_of(0).expect("it was just attached");
     let memory = Context::new();
     let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);

@@ -1,8 +1,8 @@
 //! Indexes on the columns that link rows to sets. Without one, a change of a set costs a look at the whole table.
 
-use super::nodes::Nodes;
 use super::super::definition::Definition;
 use super::super::rows::fetch;
+use super::nodes::Nodes;
 use crate::error::Result;
 use crate::pg::expr::Select;
 use crate::pg::query::{Cursor, Goal, identifier, qualified};
@@ -14,7 +14,11 @@ pub fn missing(select: &Select) -> Result<Vec<String>> {
         return Ok(Vec::new());
     };
     let mut statements = Vec::new();
-    for membership in select.memberships.iter().filter(|membership| membership.is_linked()) {
+    for membership in select
+        .memberships
+        .iter()
+        .filter(|membership| membership.is_linked())
+    {
         let columns: Vec<i16> = membership.linked_columns().into_iter().flatten().collect();
         if columns.is_empty() || has_index(select.relid, &columns)? {
             continue;
@@ -46,7 +50,11 @@ fn has_index(relid: u32, columns: &[i16]) -> Result<bool> {
 
 impl Nodes {
     /// Says in the server's log, once in a session, which indexes a select lacks.
-    pub fn tell_of_missing_indexes(&mut self, select: &Select, definition: &Definition) -> Result<()> {
+    pub fn tell_of_missing_indexes(
+        &mut self,
+        select: &Select,
+        definition: &Definition,
+    ) -> Result<()> {
         for statement in missing(select)? {
             if self.told.insert(statement.clone()) {
                 let table = qualified(&definition.schema, &definition.table);

@@ -53,11 +53,26 @@ impl<'a> Later<'a> {
         if let Some(summaries) = &self.summaries {
             return summaries.clone();
         }
-        let commits = self.log.commits(self.batch, i64::MAX, |_| true, usize::MAX).0;
-        let positions: HashMap<u64, i64> = commits.iter().map(|commit| (commit.xid, commit.position)).collect();
-        let all = self.log.unseen_by(&self.before).into_iter().zip(UNSEQUENCED..);
+        let commits = self
+            .log
+            .commits(self.batch, i64::MAX, |_| true, usize::MAX)
+            .0;
+        let positions: HashMap<u64, i64> = commits
+            .iter()
+            .map(|commit| (commit.xid, commit.position))
+            .collect();
+        let all = self
+            .log
+            .unseen_by(&self.before)
+            .into_iter()
+            .zip(UNSEQUENCED..);
         let mut all: Vec<(i64, Summary)> = all
-            .map(|(summary, place)| (positions.get(&summary.xid).copied().unwrap_or(place), summary))
+            .map(|(summary, place)| {
+                (
+                    positions.get(&summary.xid).copied().unwrap_or(place),
+                    summary,
+                )
+            })
             .collect();
         all.sort_by_key(|(position, _)| *position);
         let all = Rc::new(all);
@@ -83,7 +98,10 @@ impl<'a> Later<'a> {
             // What is at or before the position was told already, and may be of an epoch that has ended.
             if *position > after && summary.relids.contains(&relid) {
                 let effects = self.effects(table, summary)?;
-                entries.push(Entry { position: *position, effects });
+                entries.push(Entry {
+                    position: *position,
+                    effects,
+                });
             }
         }
         let entries = Rc::new(entries);
@@ -100,7 +118,9 @@ impl<'a> Later<'a> {
             before: &self.before,
         };
         let mut effects = table.effects(&transaction, &net::chains(&records), &around)?;
-        let all: Vec<usize> = (0..table.width()).filter(|place| !table.name_of(*place).is_empty()).collect();
+        let all: Vec<usize> = (0..table.width())
+            .filter(|place| !table.name_of(*place).is_empty())
+            .collect();
         super::super::judge::fetch(&mut effects, &all, table, &around)?;
         Ok(effects)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use super::later::Later;
 use super::super::attached::Attached;
 use super::super::definition::Definition;
 use super::super::family::Family;
@@ -10,6 +9,7 @@ use super::super::log::{COMMITS_AT_ONCE, Entries, Entry, Read, SILENT, Stretch, 
 use super::super::pass::{Pass, Row};
 use super::super::resolve::Resolver;
 use super::super::window::{Commit, Log};
+use super::later::Later;
 use crate::error::{Error, Result};
 use crate::pg::reading::Latest;
 
@@ -20,7 +20,12 @@ pub fn read(definition: &Definition, family: &Family, stretch: Stretch) -> Resul
     let mut attached: Option<Attached> = None;
     let mut silent = VecDeque::new();
     let mut entries = Entries::new(stretch);
-    let relids: Vec<u32> = definition.inner.iter().map(|table| table.relid).chain([definition.relid]).collect();
+    let relids: Vec<u32> = definition
+        .inner
+        .iter()
+        .map(|table| table.relid)
+        .chain([definition.relid])
+        .collect();
     loop {
         let log = Log::lock();
         let _latest = Latest::take();
@@ -65,19 +70,37 @@ fn attach(definition: &Definition, log: &Log, position: i64) -> Result<Attached>
 }
 
 fn broken(why: String) -> Error {
-    Error::Sql(pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, why, "")
+    Error::Sql(
+        pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        why,
+        "",
+    )
 }
 
 /// Adds an entry; false when it does not fit any more.
 fn take(row: Row, commit: &Commit, entries: &mut Entries) -> Result<bool> {
     match row {
-        Row::Operation { position, n, operation, message, last, .. } => {
+        Row::Operation {
+            position,
+            n,
+            operation,
+            message,
+            last,
+            ..
+        } => {
             let from = entries.stretch.from;
             if position == from.0 && n <= from.1 {
                 return Ok(true);
             }
             let xid = commit.xid;
-            Ok(entries.add(Entry { position, n, operation, xid, message, last }))
+            Ok(entries.add(Entry {
+                position,
+                n,
+                operation,
+                xid,
+                message,
+                last,
+            }))
         }
         Row::Touch { .. } => Ok(true),
         Row::End { reason, .. } => Err(broken(reason)),

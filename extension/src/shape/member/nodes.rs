@@ -7,11 +7,11 @@ use std::rc::Rc;
 use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
 use pgrx::pg_sys::Oid;
 
+use super::super::definition::Definition;
+use super::super::tuple::{Table, changed};
 use super::later::Later;
 use super::rows::{self, Condition, places};
 use super::set::{Delta, Set};
-use super::super::definition::Definition;
-use super::super::tuple::{Table, changed};
 use crate::error::{Error, Result};
 use crate::pg::expr::{self, Analyzed, Change, Outputs, Refused, Scope, Select, Value, Where};
 use crate::pg::image::Row;
@@ -114,7 +114,10 @@ impl Nodes {
         for child in &children {
             self.get_mut(*child).parents.push(number);
         }
-        let depth = children.iter().map(|child| self.get(*child).depth + 1).max();
+        let depth = children
+            .iter()
+            .map(|child| self.get(*child).depth + 1)
+            .max();
         self.by_identity.insert(identity, number);
         self.nodes[number] = Some(Node {
             definition,
@@ -123,7 +126,11 @@ impl Nodes {
             parents: Vec::new(),
             depth: depth.unwrap_or(0),
             set: Set::default(),
-            shapes: if is_root { Vec::new() } else { vec![id_of(number)] },
+            shapes: if is_root {
+                Vec::new()
+            } else {
+                vec![id_of(number)]
+            },
             is_root,
             identity,
         });
@@ -191,7 +198,10 @@ impl Nodes {
         if node.is_root {
             return node.shapes.clone();
         }
-        let above = node.parents.iter().flat_map(|parent| self.shapes_above(*parent));
+        let above = node
+            .parents
+            .iter()
+            .flat_map(|parent| self.shapes_above(*parent));
         let mut above: Vec<i32> = above.collect();
         above.sort_unstable();
         above.dedup();
@@ -199,7 +209,12 @@ impl Nodes {
     }
 
     /// The definition of a table for a role, as far as reading its rows needs one.
-    pub fn table(&mut self, relid: u32, role: &str, make: impl FnOnce() -> Option<Definition>) -> Option<Rc<Definition>> {
+    pub fn table(
+        &mut self,
+        relid: u32,
+        role: &str,
+        make: impl FnOnce() -> Option<Definition>,
+    ) -> Option<Rc<Definition>> {
         let name = (relid, role.to_string());
         if let Some(known) = self.tables.get(&name) {
             return Some(known.clone());
@@ -217,13 +232,15 @@ impl Nodes {
             Some((other, analyzed)) if Rc::ptr_eq(other, text) => analyzed,
             none => {
                 let analyzed = expr::analyze_subqueries(Oid::from_u32(*relid), text, &[], None);
-                let analyzed = analyzed.map_err(|Refused(why)| {
-                    Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "")
-                })?;
+                let analyzed = analyzed
+                    .map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
                 &mut none.insert((text.clone(), analyzed)).1
             }
         };
-        let select = analyzed.selects().get(*place).map(|select| Rc::clone(select));
+        let select = analyzed
+            .selects()
+            .get(*place)
+            .map(|select| Rc::clone(select));
         select.ok_or_else(changed)
     }
 
@@ -236,7 +253,11 @@ impl Nodes {
     /// The rows of a node, its memberships' sets being what they are now. As [`Select::freeze`].
     pub fn frozen(&self, number: usize, select: &Select) -> Option<Where> {
         let node = self.get(number);
-        let sets: Vec<_> = node.children.iter().map(|child| self.get(*child).set.values()).collect();
+        let sets: Vec<_> = node
+            .children
+            .iter()
+            .map(|child| self.get(*child).set.values())
+            .collect();
         select.freeze(&sets)
     }
 
@@ -276,7 +297,11 @@ impl Nodes {
         let query = rows::query(&node.definition, &table, &columns, clause.as_ref());
         rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
         let mut condition = Condition::new(select.relid, clause);
-        for entry in later.of(&mut table, position)?.iter().filter(|entry| entry.position > position) {
+        for entry in later
+            .of(&mut table, position)?
+            .iter()
+            .filter(|entry| entry.position > position)
+        {
             for effect in &entry.effects {
                 for (row, rows) in [(&effect.after, -1), (&effect.before, 1)] {
                     if let Some(row) = row.as_ref().filter(|row| condition.matches(row)) {
@@ -313,6 +338,12 @@ impl Reader {
 
 /// Opens a node's table.
 pub fn open(definition: &Definition) -> Result<Table> {
-    let Definition { relid, schema, table, key, .. } = definition;
+    let Definition {
+        relid,
+        schema,
+        table,
+        key,
+        ..
+    } = definition;
     Table::open(*relid, schema, table, key).ok_or_else(changed)
 }

@@ -24,13 +24,19 @@ impl Condition {
 
     /// Is a row in, whose columns have been fetched?
     pub fn matches(&mut self, row: &Row) -> bool {
-        self.0.as_mut().is_none_or(|predicate| predicate.matches(row))
+        self.0
+            .as_mut()
+            .is_none_or(|predicate| predicate.matches(row))
     }
 }
 
 /// Places, from 0, of the columns that a select reads.
 pub fn places(select: &Select) -> Vec<usize> {
-    select.columns.iter().map(|number| *number as usize - 1).collect()
+    select
+        .columns
+        .iter()
+        .map(|number| *number as usize - 1)
+        .collect()
 }
 
 /// The query for the rows as they are now for which a condition is true. It reads only these columns of them.

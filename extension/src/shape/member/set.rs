@@ -35,7 +35,9 @@ impl Set {
     pub fn values_before<'a>(&'a self, changed: &'a [Value]) -> Vec<&'a Value> {
         let since: HashSet<&Value> = changed.iter().collect();
         let kept = self.counts.keys().filter(|value| !since.contains(value));
-        let gone = changed.iter().filter(|value| !self.counts.contains_key(*value));
+        let gone = changed
+            .iter()
+            .filter(|value| !self.counts.contains_key(*value));
         let mut values: Vec<&Value> = kept.chain(gone).collect();
         values.sort_unstable();
         values
@@ -71,17 +73,24 @@ mod tests {
 
     fn change(set: &mut Set, rows: &[(&str, i64)]) -> Vec<Value> {
         let mut delta = Delta::default();
-        rows.iter().for_each(|(text, rows)| delta.add(value(text), *rows));
+        rows.iter()
+            .for_each(|(text, rows)| delta.add(value(text), *rows));
         set.apply(delta)
     }
 
     #[test]
     fn a_value_is_in_while_a_row_gives_it() {
         let mut set = Set::default();
-        assert_eq!(change(&mut set, &[("a", 1), ("b", 2)]), [value("a"), value("b")]);
+        assert_eq!(
+            change(&mut set, &[("a", 1), ("b", 2)]),
+            [value("a"), value("b")]
+        );
         assert!(change(&mut set, &[("b", -1)]).is_empty());
         assert_eq!(set.values(), [&value("a"), &value("b")]);
-        assert_eq!(change(&mut set, &[("b", -1), ("a", 1), ("a", -1)]), [value("b")]);
+        assert_eq!(
+            change(&mut set, &[("b", -1), ("a", 1), ("a", -1)]),
+            [value("b")]
+        );
         assert_eq!(set.values(), [&value("a")]);
     }
 

@@ -3,10 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
-use super::later::Entry;
-use super::nodes::{Nodes, Reader};
-use super::rows::{self, Condition, places};
-use super::set::Delta;
 use super::super::attached::Ended;
 use super::super::group::{Group, Shape};
 use super::super::judge::fetch;
@@ -15,6 +11,10 @@ use super::super::pass::{Open, Pass, Whole, reason};
 use super::super::route::{Hit, sides};
 use super::super::share::Messages;
 use super::super::tuple::{Effect, Key};
+use super::later::Entry;
+use super::nodes::{Nodes, Reader};
+use super::rows::{self, Condition, places};
+use super::set::Delta;
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt_evaluation;
 use crate::pg::expr::{Change, Select, Value};
@@ -101,11 +101,20 @@ impl Pass<'_> {
         match self.begin(whole, &mut group) {
             Ok((open, effects, hits)) => {
                 let relid = group.family.relid;
-                parts.insert(relid, Part { group, open, effects, hits });
+                parts.insert(
+                    relid,
+                    Part {
+                        group,
+                        open,
+                        effects,
+                        hits,
+                    },
+                );
                 Ok(())
             }
             Err(Error::MustRefetch(why)) => {
-                self.over.extend(self.attached.end_group(group, whole.commit.position, &why));
+                self.over
+                    .extend(self.attached.end_group(group, whole.commit.position, &why));
                 Ok(())
             }
             Err(error) => Err(error),
@@ -139,8 +148,10 @@ impl Pass<'_> {
                 }
             }
         }
-        let mut work: BTreeSet<(usize, usize)> =
-            touched.keys().map(|node| (nodes.get(*node).depth, *node)).collect();
+        let mut work: BTreeSet<(usize, usize)> = touched
+            .keys()
+            .map(|node| (nodes.get(*node).depth, *node))
+            .collect();
         while let Some((_, node)) = work.pop_first() {
             let found = self.one(whole, nodes, node, &touched, parts, &mut turn);
             let values = match found {
@@ -155,7 +166,11 @@ impl Pass<'_> {
             if !values.is_empty() {
                 turn.changes.insert(node, Change { values });
                 let parents = &nodes.get(node).parents;
-                work.extend(parents.iter().map(|parent| (nodes.get(*parent).depth, *parent)));
+                work.extend(
+                    parents
+                        .iter()
+                        .map(|parent| (nodes.get(*parent).depth, *parent)),
+                );
             }
         }
         Ok(turn)
@@ -172,14 +187,22 @@ impl Pass<'_> {
         turn: &mut Turn,
     ) -> std::result::Result<Vec<Value>, Failed> {
         let node = nodes.get(number);
-        let flipped = node.children.iter().any(|child| turn.changes.contains_key(child));
+        let flipped = node
+            .children
+            .iter()
+            .any(|child| turn.changes.contains_key(child));
         let definition = node.definition.clone();
         let Some(part) = self.part(definition.relid, parts)? else {
             return Ok(Vec::new()); // its shapes have just ended
         };
         self.act_as(&definition.role)?;
         let select = nodes.select(number)?;
-        let Part { group, open, effects, .. } = part;
+        let Part {
+            group,
+            open,
+            effects,
+            ..
+        } = part;
         fetch(effects, &places(&select), &mut open.table, whole.around)?;
         let position = whole.commit.position;
         let later = if flipped {
@@ -187,12 +210,21 @@ impl Pass<'_> {
         } else {
             Rc::default()
         };
-        let job = Job { nodes, node: number, select: &select, changes: &turn.changes, effects, later, position };
+        let job = Job {
+            nodes,
+            node: number,
+            select: &select,
+            changes: &turn.changes,
+            effects,
+            later,
+            position,
+        };
         let memory = Context::new();
         if nodes.get(number).is_root {
             let shapes = self.attached.shapes_of(group, &nodes.get(number).shapes);
             let columns = columns(group, &shapes, open, &places(&select));
-            let outcome = caught(memory.run(|| attempt_evaluation(|| job.rows_of_shape(open, &columns))))?;
+            let outcome =
+                caught(memory.run(|| attempt_evaluation(|| job.rows_of_shape(open, &columns))))?;
             turn.outcomes.insert(number, outcome);
             turn.flipped.push(number);
             return Ok(Vec::new());
@@ -219,7 +251,15 @@ impl Pass<'_> {
             self.act_as(group.some_role())?;
             let open = self.open(&group)?;
             let (effects, hits) = Default::default();
-            parts.insert(relid, Part { group, open, effects, hits });
+            parts.insert(
+                relid,
+                Part {
+                    group,
+                    open,
+                    effects,
+                    hits,
+                },
+            );
         }
         Ok(parts.get_mut(&relid))
     }
@@ -238,7 +278,9 @@ impl Pass<'_> {
         for (node, outcome) in outcomes {
             let node = nodes.get(node);
             told.extend(&node.shapes);
-            let Some(part) = parts.get_mut(&node.definition.relid) else { continue };
+            let Some(part) = parts.get_mut(&node.definition.relid) else {
+                continue;
+            };
             let shapes = self.attached.shapes_of(&part.group, &node.shapes);
             let touched = part.effects.len();
             let sides = outcome.put_in(&mut part.effects, whole.records as u64);
@@ -248,8 +290,13 @@ impl Pass<'_> {
         for part in parts.values_mut() {
             let mut plans = Vec::new();
             for hits in part.hits.chunk_by(|a, b| a.clause() == b.clause()) {
-                let Some(clause) = &part.group.clauses[hits[0].clause() as usize] else { continue };
-                let rest = clause.shapes.iter().filter(|shape| shape.id >= 0 && !told.contains(&shape.id));
+                let Some(clause) = &part.group.clauses[hits[0].clause() as usize] else {
+                    continue;
+                };
+                let rest = clause
+                    .shapes
+                    .iter()
+                    .filter(|shape| shape.id >= 0 && !told.contains(&shape.id));
                 plans.push((rest.copied().collect(), sides(hits)));
             }
             self.plan_and_write(whole, part, plans)?;
@@ -277,16 +324,25 @@ impl Pass<'_> {
         for number in &turn.flipped {
             let node = nodes.get(*number);
             let relid = node.definition.relid;
-            let Some(part) = parts.get_mut(&relid) else { continue };
+            let Some(part) = parts.get_mut(&relid) else {
+                continue;
+            };
             let memory = Context::new();
             let outcome = self.act_as(&node.definition.role).and_then(|()| {
                 let select = nodes.select(*number)?;
                 let moved = attempt_evaluation(|| {
                     memory.run(|| {
                         let clause = nodes.frozen(*number, &select);
-                        let text = clause.as_ref().map(|clause| clause.deparsed(pgrx::pg_sys::Oid::from_u32(relid)));
+                        let text = clause
+                            .as_ref()
+                            .map(|clause| clause.deparsed(pgrx::pg_sys::Oid::from_u32(relid)));
                         let lifted = clause.map(|clause| clause.lift());
-                        self.attached.rehome(&mut part.group, &node.shapes, text.as_deref(), lifted.as_ref());
+                        self.attached.rehome(
+                            &mut part.group,
+                            &node.shapes,
+                            text.as_deref(),
+                            lifted.as_ref(),
+                        );
                     })
                 });
                 moved.map_err(|caught| Error::TryAgain(reason(&caught)))
@@ -328,8 +384,13 @@ fn caught<T>(
 
 /// Places of the columns that are needed of rows that come into these shapes or leave them.
 fn columns(group: &Group, shapes: &[Shape], open: &Open, read: &[usize]) -> Vec<usize> {
-    let selected = shapes.iter().map(|shape| &group.selections[shape.selection as usize].0);
-    let mut columns: Vec<usize> = selected.filter_map(|names| open.table.places(names)).flatten().collect();
+    let selected = shapes
+        .iter()
+        .map(|shape| &group.selections[shape.selection as usize].0);
+    let mut columns: Vec<usize> = selected
+        .filter_map(|names| open.table.places(names))
+        .flatten()
+        .collect();
     columns.extend(read);
     columns.extend(&open.table.key);
     columns.sort_unstable();
@@ -340,7 +401,9 @@ fn columns(group: &Group, shapes: &[Shape], open: &Open, read: &[usize]) -> Vec<
 impl Job<'_> {
     fn conditions(&self) -> (Condition, Condition) {
         let relid = self.select.relid;
-        let before = self.nodes.frozen_before(self.node, self.select, self.changes);
+        let before = self
+            .nodes
+            .frozen_before(self.node, self.select, self.changes);
         let after = self.nodes.frozen(self.node, self.select);
         (Condition::new(relid, before), Condition::new(relid, after))
     }
@@ -348,14 +411,21 @@ impl Job<'_> {
     /// The query for the rows as they are now that the changes may have moved, of which it reads these columns.
     fn query(&self, open: &Open, columns: &[usize]) -> String {
         let node = self.nodes.get(self.node);
-        let changes: Vec<Option<&Change>> = node.children.iter().map(|child| self.changes.get(child)).collect();
+        let changes: Vec<Option<&Change>> = node
+            .children
+            .iter()
+            .map(|child| self.changes.get(child))
+            .collect();
         let clause = self.select.candidates(&changes);
         rows::query(&node.definition, &open.table, columns, clause.as_ref())
     }
 
     /// What later transactions did to the table, in order.
     fn since(&self) -> impl Iterator<Item = &Effect> {
-        let entries = self.later.iter().filter(|entry| entry.position > self.position);
+        let entries = self
+            .later
+            .iter()
+            .filter(|entry| entry.position > self.position);
         entries.flat_map(|entry| &entry.effects)
     }
 
@@ -415,7 +485,11 @@ impl Job<'_> {
             let was_in = effect.before.as_ref().is_some_and(|row| old.matches(row));
             let is_in = effect.after.as_ref().is_some_and(|row| new.matches(row));
             if was_in || is_in {
-                outcome.sides.push(Side { effect: number, was_in, is_in });
+                outcome.sides.push(Side {
+                    effect: number,
+                    was_in,
+                    is_in,
+                });
             }
             known.insert(effect.key.clone());
         }
@@ -424,7 +498,11 @@ impl Job<'_> {
         let mut judge = |key: Key, row: &Row, kept: &mut dyn FnMut(&Row) -> Row| {
             let (was_in, came) = (old.matches(row), new.matches(row));
             if was_in != came {
-                outcome.moved.push(Moved { key, row: kept(row), came });
+                outcome.moved.push(Moved {
+                    key,
+                    row: kept(row),
+                    came,
+                });
             }
         };
         for effect in self.since() {
@@ -450,8 +528,16 @@ impl Outcome {
     fn put_in(self, effects: &mut Vec<Effect>, records: u64) -> Vec<Side> {
         let mut sides = self.sides;
         for (Moved { key, row, came }, number) in self.moved.into_iter().zip(0..) {
-            sides.push(Side { effect: effects.len(), was_in: !came, is_in: came });
-            let (before, after) = if came { (None, Some(row)) } else { (Some(row), None) };
+            sides.push(Side {
+                effect: effects.len(),
+                was_in: !came,
+                is_in: came,
+            });
+            let (before, after) = if came {
+                (None, Some(row))
+            } else {
+                (Some(row), None)
+            };
             effects.push(Effect {
                 op_position: 2 * records + number,
                 key,
