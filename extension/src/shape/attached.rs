@@ -67,7 +67,8 @@ impl Attached {
         let outcome = if definition.inner.is_empty() {
             self.add_plain(id, definition, resolver)
         } else {
-            self.add_member(id, definition, resolver, later)
+            let added = self.add_member(id, definition, resolver, later);
+            added.map_err(|error| error.to_string())
         };
         if let Err(reason) = outcome {
             self.forget(&[]);

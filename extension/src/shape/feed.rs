@@ -25,7 +25,7 @@ enum Feed {
     /// None has been attached.
     New,
     /// As they are.
-    Whole(Attached),
+    Whole(Box<Attached>),
     /// An error has left them half changed: the sidecar has to attach all of them again, in a session of their own.
     Lost,
 }
@@ -38,7 +38,7 @@ thread_local! {
 fn take() -> Result<Option<Attached>> {
     match FEED.replace(Feed::Lost) {
         Feed::New => Ok(None),
-        Feed::Whole(attached) => Ok(Some(attached)),
+        Feed::Whole(attached) => Ok(Some(*attached)),
         Feed::Lost => Err(Error::FeedLost),
     }
 }
@@ -70,7 +70,7 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
         attached.add(id, definition, head, &mut resolver, &mut later);
     }
     let position = attached.position;
-    FEED.set(Feed::Whole(attached));
+    FEED.set(Feed::Whole(Box::new(attached)));
     Ok(position)
 }
 
@@ -122,7 +122,7 @@ fn _feed(
         .and_then(|feed| feed.ok_or(Error::FeedLost))
         .or_raise();
     let (rows, upto) = pass::read(&mut attached, max_bytes.max(1) as u64).or_raise();
-    FEED.set(Feed::Whole(attached));
+    FEED.set(Feed::Whole(Box::new(attached)));
     let rows = rows.into_iter().map(|row| match row {
         Row::Operation {
             ids,

@@ -382,11 +382,11 @@ impl Joins<'_> {
     unsafe fn sort(&self, condition: *mut Node, parts: &mut Parts) -> Result<(), Refused> {
         // SAFETY: analyzed expressions of the query.
         unsafe {
-            if has_level(condition, 2) {
+            let (inside, outside) = (parts.named_in(condition), is_about_outside(condition));
+            if outside && pg_sys::checkExprHasSubLink(condition) {
                 let message = "a reference over more than one level of subqueries is not supported";
                 return self.refuse(condition, message);
             }
-            let (inside, outside) = (parts.named_in(condition), has_level(condition, 1));
             match (&inside[..], outside) {
                 ([], true) => parts.outside.push(lifted(condition)),
                 ([], false) => parts.local.push((0, condition)),
@@ -415,9 +415,9 @@ impl Joins<'_> {
             let (of_left, of_right) = (parts.named_in(left), parts.named_in(right));
             match (
                 &of_left[..],
-                has_level(left, 1),
+                is_about_outside(left),
                 &of_right[..],
-                has_level(right, 1),
+                is_about_outside(right),
             ) {
                 ([a], false, [b], false) => parts.edges.push(Edge {
                     sides: [(*a, left), (*b, right)],
@@ -463,7 +463,7 @@ impl Joins<'_> {
                     "a subquery among the columns of another is not supported",
                 );
             }
-            if has_level(value, 1) {
+            if is_about_outside(value) {
                 let message =
                     "a column of the outer row among those of a subquery is not supported";
                 return self.refuse(value, message);
@@ -494,11 +494,6 @@ impl Joins<'_> {
             let compared = placeholder(number, pg_sys::BOOLOID);
             let mut all = std::ptr::null_mut();
             for condition in &parts.outside {
-                if pg_sys::checkExprHasSubLink(*condition) {
-                    let message =
-                        "a subquery that depends on the outer row alone is not supported here";
-                    return self.refuse(*condition, message);
-                }
                 all = pg_sys::lappend(all, is_true(*condition).cast());
             }
             all = pg_sys::lappend(all, compared.cast());
@@ -718,12 +713,10 @@ unsafe fn lifted(node: *mut Node) -> *mut Node {
     }
 }
 
-/// Does it refer to a query so many levels above, or, from the second on, higher?
-unsafe fn has_level(node: *mut Node, level: i32) -> bool {
-    const DEEPEST: i32 = 64;
-    let last = if level < 2 { level } else { DEEPEST };
+/// Does it refer to the row outside?
+unsafe fn is_about_outside(node: *mut Node) -> bool {
     // SAFETY: an analyzed expression.
-    (level..=last).any(|level| unsafe { pg_sys::contain_vars_of_level(node, level) })
+    unsafe { pg_sys::contain_vars_of_level(node, 1) }
 }
 
 unsafe fn has_placeholder(node: *mut Node) -> bool {

@@ -230,10 +230,6 @@ impl Builder<'_> {
     ) -> Result<*mut Node, Refused> {
         // SAFETY: an analyzed expression on the relation.
         unsafe {
-            if let Some(outer) = tree::search(typed, &mut |node| is_outer(node).then_some(node)) {
-                let message = "a reference over more than one level of subqueries is not supported";
-                return Err(self.refuse(outer, message));
-            }
             check::check(typed, check::Origin::Text(self.source))?;
             let folded = parse::fold(parse::fold(typed));
             check::check(folded, check::Origin::Folded)?;
@@ -335,12 +331,6 @@ impl Builder<'_> {
             Ok(copy.cast())
         }
     }
-}
-
-/// A Var of an outer query. After a select was taken out of its query, there must be none.
-unsafe fn is_outer(node: *mut Node) -> bool {
-    // SAFETY: a node's tag tells its type.
-    unsafe { (*node).type_ == NodeTag::T_Var && (*node.cast::<pg_sys::Var>()).varlevelsup > 0 }
 }
 
 /// The Param that stands for a membership.

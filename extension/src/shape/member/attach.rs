@@ -83,18 +83,15 @@ struct Whole<'a> {
 }
 
 impl Attached {
-    /// Attaches a shape with subqueries, whose inner selects' sets are read as of the position of all. Says why if that
-    /// fails.
+    /// Attaches a shape with subqueries, whose inner selects' sets are read as of the position of all.
     pub(in super::super) fn add_member(
         &mut self,
         id: i32,
         definition: &Definition,
         resolver: &mut Resolver,
         later: &mut Later<'_>,
-    ) -> std::result::Result<(), String> {
-        resolver
-            .act_as(&definition.role)
-            .map_err(|error| error.to_string())?;
+    ) -> Result<()> {
+        resolver.act_as(&definition.role)?;
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut entered = Vec::new();
         let outcome = attempt(|| {
@@ -113,15 +110,12 @@ impl Attached {
             nodes.follow(root, id);
             Ok(())
         });
-        let outcome: std::result::Result<(), String> = match outcome {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::to_string(&error)),
-            Err(caught) => Err(caught.message),
-        };
+        let outcome =
+            outcome.unwrap_or_else(|caught| Err(Error::Sql(caught.sqlstate, caught.message, "")));
         if outcome.is_err() {
             let mut unused = Vec::new();
             for node in entered.into_iter().rev() {
-                nodes.drop_unused(node, &mut unused);
+                nodes.drop_unused_once(node, &mut unused);
             }
             self.nodes = nodes;
             self.remove_from_groups(&unused);

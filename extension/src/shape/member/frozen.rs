@@ -26,13 +26,7 @@ pub fn with_sizes(
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
     let mut resolver = Resolver::default();
-    let failed = |why: String| {
-        let code = pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-        Error::Sql(code, why, "")
-    };
-    attached
-        .add_member(0, definition, &mut resolver, &mut later)
-        .map_err(failed)?;
+    attached.add_member(0, definition, &mut resolver, &mut later)?;
     let root = attached.nodes.root_of(0).expect("it was just attached");
     let memory = Context::new();
     let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);

@@ -64,17 +64,8 @@ pub fn read(definition: &Definition, family: &Family, stretch: Stretch) -> Resul
 fn attach(definition: &Definition, log: &Log, position: i64) -> Result<Attached> {
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
-    let added = attached.add_member(0, definition, &mut Resolver::default(), &mut later);
-    added.map_err(broken)?;
+    attached.add_member(0, definition, &mut Resolver::default(), &mut later)?;
     Ok(attached)
-}
-
-fn broken(why: String) -> Error {
-    Error::Sql(
-        pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-        why,
-        "",
-    )
 }
 
 /// Adds an entry; false when it does not fit any more.
@@ -103,6 +94,8 @@ fn take(row: Row, commit: &Commit, entries: &mut Entries) -> Result<bool> {
             }))
         }
         Row::Touch { .. } => Ok(true),
-        Row::End { reason, .. } => Err(broken(reason)),
+        Row::End { reason, .. } => {
+            Err(Error::MustRefetch(format!("the shape has ended: {reason}")))
+        }
     }
 }

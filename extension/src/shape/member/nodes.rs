@@ -174,7 +174,8 @@ impl Nodes {
         }
     }
 
-    fn drop_unused_once(&mut self, number: usize, unused: &mut Vec<i32>) {
+    /// The same of one that may be no more.
+    pub fn drop_unused_once(&mut self, number: usize, unused: &mut Vec<i32>) {
         if self.nodes[number].is_some() {
             self.drop_unused(number, unused);
         }

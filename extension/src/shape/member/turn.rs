@@ -1,5 +1,6 @@
 //! One transaction, told to shapes with subqueries: inner selects first, then what they are constants of.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
@@ -11,7 +12,7 @@ use super::super::pass::{Open, Pass, Whole, reason};
 use super::super::route::{Hit, sides};
 use super::super::share::Messages;
 use super::super::tuple::{Effect, Key};
-use super::later::Entry;
+use super::later;
 use super::nodes::{Nodes, Reader};
 use super::rows::{self, Condition, places};
 use super::set::Delta;
@@ -64,7 +65,7 @@ struct Job<'a> {
     changes: &'a HashMap<usize, Change>,
     effects: &'a [Effect],
     /// What later transactions did to the table.
-    later: Rc<Vec<Entry>>,
+    later: Rc<Vec<later::Entry>>,
     position: i64,
 }
 
@@ -244,24 +245,22 @@ impl Pass<'_> {
 
     /// The part of a table, which the transaction need not have touched.
     fn part<'p>(&mut self, relid: u32, parts: &'p mut Parts) -> Result<Option<&'p mut Part>> {
-        if !parts.contains_key(&relid) {
-            let Some(group) = self.attached.groups.remove(&relid) else {
-                return Ok(None);
-            };
-            self.act_as(group.some_role())?;
-            let open = self.open(&group)?;
-            let (effects, hits) = Default::default();
-            parts.insert(
-                relid,
-                Part {
-                    group,
-                    open,
-                    effects,
-                    hits,
-                },
-            );
-        }
-        Ok(parts.get_mut(&relid))
+        let place = match parts.entry(relid) {
+            Entry::Occupied(part) => return Ok(Some(part.into_mut())),
+            Entry::Vacant(place) => place,
+        };
+        let Some(group) = self.attached.groups.remove(&relid) else {
+            return Ok(None);
+        };
+        self.act_as(group.some_role())?;
+        let open = self.open(&group)?;
+        let (effects, hits) = Default::default();
+        Ok(Some(place.insert(Part {
+            group,
+            open,
+            effects,
+            hits,
+        })))
     }
 
     /// Writes the messages of all shapes.
