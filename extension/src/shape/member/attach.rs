@@ -75,6 +75,20 @@ pub fn may_read(analyzed: &Analyzed) -> std::result::Result<(), String> {
     Ok(())
 }
 
+/// Names of the columns to which the current user needs the right as long as a select is in use. If it reads none, those that
+/// allow to know whether there is a row.
+fn read_of(select: &Select) -> Vec<String> {
+    let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
+        return Vec::new();
+    };
+    let is_read = |number: i16| match select.columns.is_empty() {
+        true => check_rights(&table, vec![number]).is_ok(),
+        false => select.columns.contains(&number),
+    };
+    let read = table.columns.iter().filter(|column| is_read(column.number));
+    read.map(|column| column.name.clone()).collect()
+}
+
 /// A where clause that is being attached.
 struct Whole<'a> {
     definition: &'a Definition,
@@ -166,7 +180,11 @@ impl Attached {
             memory.run(|| {
                 nodes.load(number, select, later, self.position)?;
                 let clause = nodes.frozen(number, select);
-                self.place(nodes.get(number).shapes[0], &own, clause)
+                let read = Definition {
+                    columns: read_of(select),
+                    ..Definition::clone(&own)
+                };
+                self.place(nodes.get(number).shapes[0], &read, clause)
             })?;
         }
         Ok(number)
