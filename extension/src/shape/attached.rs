@@ -61,13 +61,11 @@ impl Attached {
         later: &mut Later<'_>,
     ) {
         self.remove(&[id]);
-        if head > self.position {
-            self.heads.insert(id, head);
-        }
+        self.begin(id, head);
         let outcome = if definition.inner.is_empty() {
             self.add_plain(id, definition, resolver)
         } else {
-            let added = self.add_member(id, definition, resolver, later);
+            let added = self.add_member(id, definition, head, resolver, later);
             added.map_err(|error| error.to_string())
         };
         if let Err(reason) = outcome {
@@ -151,6 +149,13 @@ impl Attached {
     /// There is no shape, and nothing to tell of one.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.failed.is_empty()
+    }
+
+    /// A shape, or inner select, begins while the log's head is here.
+    pub(super) fn begin(&mut self, id: i32, head: i64) {
+        if head > self.position {
+            self.heads.insert(id, head);
+        }
     }
 
     /// Detaches shapes.

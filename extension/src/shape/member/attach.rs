@@ -94,6 +94,8 @@ struct Whole<'a> {
     definition: &'a Definition,
     text: Rc<str>,
     selects: Vec<&'a Rc<Select>>,
+    /// What it is attached for comes after this position.
+    begun: i64,
 }
 
 impl Attached {
@@ -102,6 +104,7 @@ impl Attached {
         &mut self,
         id: i32,
         definition: &Definition,
+        head: i64,
         resolver: &mut Resolver,
         later: &mut Later<'_>,
     ) -> Result<()> {
@@ -114,6 +117,7 @@ impl Attached {
                 definition,
                 text: definition.where_text.as_deref().unwrap_or("true").into(),
                 selects: analyzed.selects(),
+                begun: head.max(self.position),
             };
             let root = self.enter(&mut nodes, &analyzed.root, &whole, later, &mut entered)?;
             let memory = Context::new();
@@ -178,13 +182,15 @@ impl Attached {
         if !is_root {
             let memory = Context::new();
             memory.run(|| {
-                nodes.load(number, select, later, self.position)?;
+                nodes.load(number, select, later, (self.position, whole.begun))?;
                 let clause = nodes.frozen(number, select);
                 let read = Definition {
                     columns: read_of(select),
                     ..Definition::clone(&own)
                 };
-                self.place(nodes.get(number).shapes[0], &read, clause)
+                let id = nodes.get(number).shapes[0];
+                self.begin(id, whole.begun);
+                self.place(id, &read, clause)
             })?;
         }
         Ok(number)

@@ -80,11 +80,13 @@ impl<'a> Later<'a> {
         all
     }
 
-    /// What they did to a table with a key, in order. An error if something ended the table's epoch after a position.
-    pub fn of(&mut self, table: &mut Table, after: i64) -> Result<Rc<Vec<Entry>>> {
+    /// What those after a position did to a table with a key, in order. An error if something ended the table's epoch
+    /// after the position `begun`, from which on what is found must be right.
+    pub fn of(&mut self, table: &mut Table, after: i64, begun: i64) -> Result<Rc<Vec<Entry>>> {
         let summaries = self.summaries();
         let ends = |end: &End| end.concerns(&table.family);
-        for (_, summary) in summaries.iter().filter(|(position, _)| *position > after) {
+        let later = summaries.iter().filter(|(position, _)| *position > begun);
+        for (_, summary) in later {
             if let Some(end) = ends_of(summary).find(ends) {
                 return Err(ended(&end));
             }

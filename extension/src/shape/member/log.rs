@@ -64,7 +64,13 @@ pub fn read(definition: &Definition, family: &Family, stretch: Stretch) -> Resul
 fn attach(definition: &Definition, log: &Log, position: i64) -> Result<Attached> {
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
-    attached.add_member(0, definition, &mut Resolver::default(), &mut later)?;
+    attached.add_member(
+        0,
+        definition,
+        position,
+        &mut Resolver::default(),
+        &mut later,
+    )?;
     Ok(attached)
 }
 

@@ -281,13 +281,14 @@ impl Nodes {
         select.freeze(&sets)
     }
 
-    /// Reads the set of an inner select as of a position, which its children's sets are of.
+    /// Reads the set of an inner select as of a position, which its children's sets are of; it is right from the second
+    /// position on, as what ended a table's epoch in between was no change of rows.
     pub fn load(
         &mut self,
         number: usize,
         select: &Select,
         later: &mut Later<'_>,
-        position: i64,
+        (position, begun): (i64, i64),
     ) -> Result<()> {
         let clause = self.frozen(number, select);
         let node = self.get(number);
@@ -299,7 +300,7 @@ impl Nodes {
         rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
         let mut condition = Condition::new(select.relid, clause);
         for entry in later
-            .of(&mut table, position)?
+            .of(&mut table, position, begun)?
             .iter()
             .filter(|entry| entry.position > position)
         {

@@ -207,7 +207,7 @@ impl Pass<'_> {
         fetch(effects, &places(&select), &mut open.table, whole.around)?;
         let position = whole.commit.position;
         let later = if flipped {
-            self.later.of(&mut open.table, position)?
+            self.later.of(&mut open.table, position, position)?
         } else {
             Rc::default()
         };
