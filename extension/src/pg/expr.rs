@@ -12,6 +12,7 @@ mod joins;
 mod key;
 mod order;
 mod parse;
+mod parts;
 mod predicate;
 mod range;
 mod subquery;
