@@ -12,7 +12,7 @@ use crate::admission::Admission;
 use crate::compression::Compression;
 use crate::config::Config;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
-use crate::definition::{Definition, Definitions};
+use crate::definition::{Definition, Definitions, Untracked};
 use crate::error::Error;
 use crate::flight::Flights;
 use crate::handle::Handle;
@@ -107,7 +107,9 @@ impl App {
         }
         let mut definition = self.define(shape).await?;
         if !definition.tracked {
-            self.track(&definition).await?;
+            for table in &definition.untracked {
+                self.track(table).await?;
+            }
             definition = self.define(shape).await?;
         }
         Ok(definition)
@@ -165,8 +167,8 @@ impl App {
         batch.await?.ok_or_else(|| Error::refetch("batch"))
     }
 
-    async fn track(&self, definition: &Definition) -> Result<(), Error> {
-        let table = &definition.table;
+    async fn track(&self, table: &Untracked) -> Result<(), Error> {
+        let (relid, table) = (table.relid, table.name());
         if !self.config.auto_track {
             let text = format!(
                 "Table {table} is not tracked. Its owner can do so: call shapefeed.track('{table}')"
@@ -174,7 +176,7 @@ impl App {
             return Err(Error::Invalid(field_error("table", text)));
         }
         tracing::info!(table, "tracking a table for its first request");
-        let (db, relid) = (self.db.clone(), definition.relid);
+        let db = self.db.clone();
         self.tracks
             .run(relid, || async move { db.track(relid).await })
             .await

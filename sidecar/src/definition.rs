@@ -29,10 +29,28 @@ pub struct Definition {
     pub relid: u32,
     /// Its name, for people.
     pub table: String,
-    /// Whether changes to it are captured.
+    /// Whether changes to it, and to the tables of its subqueries, are captured.
     pub tracked: bool,
+    /// Those of them that are not captured.
+    pub untracked: Vec<Untracked>,
     /// Value of `electric-schema`.
     pub schema: HeaderValue,
+}
+
+/// A table that is not captured.
+#[derive(Debug, Deserialize)]
+pub struct Untracked {
+    /// The table.
+    pub relid: u32,
+    schema: String,
+    table: String,
+}
+
+impl Untracked {
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
 }
 
 #[derive(Deserialize)]
@@ -44,6 +62,8 @@ struct Fields<'a> {
     table: String,
     #[serde(default)]
     tracked: bool,
+    #[serde(default)]
+    untracked: Vec<Untracked>,
     #[serde(borrow)]
     schema_header: &'a RawValue,
 }
@@ -61,6 +81,7 @@ impl Definition {
             relid,
             table,
             tracked,
+            untracked: fields.untracked,
             schema,
             raw,
         })

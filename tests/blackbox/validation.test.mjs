@@ -147,7 +147,7 @@ test('where', async () => {
     'now() > now()': /now\(\)/,
     'random() < 0.5': /random\(\)/,
     "pg_read_file('/etc/passwd') = ''": /pg_read_file/,
-    'id in (select id from items)': /subquery/,
+    'id in (select 1)': /subquery without a table/,
     '1 / 0 = id': /division by zero/,
     ['x'.repeat(66_000)]: undefined, // the URL is too long
     ['('.repeat(30_000)]: /./,

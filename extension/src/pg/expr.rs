@@ -6,23 +6,29 @@
 
 mod access;
 mod check;
+mod freeze;
 mod function;
+mod joins;
 mod key;
 mod order;
 mod parse;
+mod parts;
 mod predicate;
 mod range;
+mod subquery;
 mod template;
 mod tree;
 mod uses;
 
 pub use access::{Access, By, Comparison, Order as RangeOrder, Part, Strategy};
+pub use freeze::{Change, Outputs, Value};
 pub use key::Key;
 pub use order::{Order, analyze_order};
-pub use parse::{Where, analyze, analyze_among, reanalyze};
+pub use parse::{Where, analyze, analyze_among, has_subqueries, reanalyze};
 use parse::{columns, deparse};
 pub use predicate::{Compiled, Predicate, Scope};
 pub use range::{Ends, Range};
+pub use subquery::{Analyzed, Select, analyze_subqueries};
 pub use template::{Condition, Lifted};
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
@@ -34,6 +40,8 @@ struct Source {
     text: String,
     /// Characters that stand before the clause.
     before: usize,
+    /// It is a client's, and must not be long.
+    is_limited: bool,
 }
 
 impl Source {
@@ -57,6 +65,7 @@ impl Source {
         Source {
             text: format!("{prefix}{clause}"),
             before: prefix.len(),
+            is_limited: true,
         }
     }
 

@@ -90,6 +90,23 @@ impl Row {
         }
     }
 
+    /// A copy in memory of its own, with no value out of line.
+    pub fn copy(&self, kinds: &[Kind]) -> Row {
+        let mut copy = Row {
+            leaf: self.leaf,
+            ..Row::new(self.values.clone(), self.nulls.clone())
+        };
+        let by_reference = kinds.iter().enumerate().filter(|(_, kind)| !kind.byval);
+        for (column, kind) in by_reference {
+            if !self.nulls[column] {
+                // SAFETY: a value of this kind that is not null.
+                let value = unsafe { kind.copy(self.values[column]) };
+                copy.set_fetched(column, value);
+            }
+        }
+        copy
+    }
+
     /// Its columns: values, and which are NULL.
     pub(super) fn columns(&self) -> (&[Datum], &[bool]) {
         (&self.values, &self.nulls)
@@ -168,6 +185,32 @@ impl Kind {
         Kind {
             byval: attribute.attbyval,
             length: attribute.attlen,
+        }
+    }
+
+    /// # Safety
+    /// `value` is of this kind, which is not passed by value.
+    unsafe fn copy(&self, value: Datum) -> Vec<u64> {
+        // SAFETY: as the caller says; what detoasting allocates goes with the current context.
+        unsafe {
+            match self.length {
+                -1 => {
+                    let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
+                    copy_varlena(if pgrx::varatt_is_1b_e(varlena) {
+                        pg_sys::pg_detoast_datum(varlena).into()
+                    } else {
+                        value
+                    })
+                }
+                -2 => aligned(
+                    std::ffi::CStr::from_ptr(value.cast_mut_ptr()).to_bytes_with_nul(),
+                    0,
+                ),
+                length => aligned(
+                    std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length as usize),
+                    0,
+                ),
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use pgrx::pg_sys;
 
 /// A memory context that is deleted when this is dropped. Its parent is TopMemoryContext: it lives as long as the
 /// Rust value that owns it, across transactions if need be.
+#[derive(Debug)]
 pub struct Context {
     raw: pg_sys::MemoryContext,
 }

@@ -72,12 +72,12 @@ pub fn find(schema: &str, name: &str) -> Found {
     if relid == pg_sys::InvalidOid {
         Found::Missing
     } else {
-        describe(relid)
+        by_oid(relid)
     }
 }
 
 /// Describes a relation on which a lock is held.
-fn describe(relid: pg_sys::Oid) -> Found {
+pub fn by_oid(relid: pg_sys::Oid) -> Found {
     // SAFETY: the caller's lock keeps the relation from going away.
     let relation = unsafe { PgRelation::open(relid) };
     if !is_table(relation.rd_rel_kind()) {

@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::definition::Definition;
-use super::group::Group;
+use super::group::{Group, Shape};
+use super::member::later::Later;
+use super::member::nodes::Nodes;
 use super::resolve::{Asked, Resolver};
 use super::window::End;
+use crate::pg::expr::Lifted;
 use crate::pg::invalidation::Changed;
 
 /// All shapes of a session.
@@ -22,6 +25,8 @@ pub struct Attached {
     /// Where the log's head was when a shape was attached, if the feed is not there yet: what ended up to there was
     /// over before the shape began.
     heads: HashMap<i32, i64>,
+    /// What shapes with subqueries have in common.
+    pub nodes: Nodes,
 }
 
 /// Shapes that have ended, and why.
@@ -42,15 +47,42 @@ impl Attached {
             places: HashMap::new(),
             failed: Vec::new(),
             heads: HashMap::new(),
+            nodes: Nodes::default(),
         }
     }
 
     /// Attaches a shape while the log's head is here. If that fails, it has ended at once.
-    pub fn add(&mut self, id: i32, definition: &Definition, head: i64, resolver: &mut Resolver) {
+    pub fn add(
+        &mut self,
+        id: i32,
+        definition: &Definition,
+        head: i64,
+        resolver: &mut Resolver,
+        later: &mut Later<'_>,
+    ) {
         self.remove(&[id]);
-        if head > self.position {
-            self.heads.insert(id, head);
+        self.begin(id, head);
+        let outcome = if definition.inner.is_empty() {
+            self.add_plain(id, definition, resolver)
+        } else {
+            let added = self.add_member(id, definition, head, resolver, later);
+            added.map_err(|error| error.to_string())
+        };
+        if let Err(reason) = outcome {
+            self.forget(&[]);
+            self.failed.push(Ended {
+                ids: vec![id],
+                reason,
+            });
         }
+    }
+
+    fn add_plain(
+        &mut self,
+        id: i32,
+        definition: &Definition,
+        resolver: &mut Resolver,
+    ) -> Result<(), String> {
         let asked = Asked {
             role: &definition.role,
             relid: definition.relid,
@@ -59,26 +91,59 @@ impl Attached {
             columns: &definition.columns,
             where_text: definition.where_text.as_deref(),
         };
-        let groups = &mut self.groups;
-        let outcome = resolver.resolve(asked, |lifted| {
+        let clause = resolver.resolve(asked, |lifted| {
             definition.require_same(lifted.map_or("", |lifted| &lifted.uses))?;
-            let group = match groups.entry(definition.relid) {
-                Entry::Occupied(group) => group.into_mut(),
-                Entry::Vacant(place) => place.insert(Group::new(definition)?),
-            };
-            group.add(id, definition, lifted)
-        });
-        match outcome {
-            Ok(clause) => {
-                self.places.insert(id, (definition.relid, clause));
+            self.group(definition)?.add(id, definition, lifted)
+        })?;
+        self.set_place(id, definition.relid, clause);
+        Ok(())
+    }
+
+    /// The shapes on a definition's table.
+    pub(super) fn group(&mut self, definition: &Definition) -> crate::error::Result<&mut Group> {
+        Ok(match self.groups.entry(definition.relid) {
+            Entry::Occupied(group) => group.into_mut(),
+            Entry::Vacant(place) => place.insert(Group::new(definition)?),
+        })
+    }
+
+    pub(super) fn set_place(&mut self, id: i32, relid: u32, clause: u32) {
+        self.places.insert(id, (relid, clause));
+    }
+
+    /// These shapes of a group that has been taken out, which all have one clause.
+    pub(super) fn shapes_of(&self, group: &Group, ids: &[i32]) -> Vec<Shape> {
+        let place = ids.iter().find_map(|id| self.places.get(id));
+        let clause = place.and_then(|(_, clause)| group.clauses[*clause as usize].as_ref());
+        let shapes = clause.iter().flat_map(|clause| clause.shapes.iter());
+        shapes
+            .filter(|shape| ids.contains(&shape.id))
+            .copied()
+            .collect()
+    }
+
+    /// Puts these shapes of a group that has been taken out, which all have one clause, under another.
+    pub(super) fn rehome(
+        &mut self,
+        group: &mut Group,
+        ids: &[i32],
+        text: Option<&str>,
+        lifted: Option<&Lifted>,
+    ) {
+        let Some((relid, old)) = ids.iter().find_map(|id| self.places.get(id)).copied() else {
+            return;
+        };
+        let Some(role) = group.role_of(old) else {
+            return;
+        };
+        for shape in self.shapes_of(group, ids) {
+            let new = group.add_shape(shape, role, text, lifted, None);
+            if new == old {
+                group.remove_one(old, shape.id);
+                continue;
             }
-            Err(reason) => {
-                self.forget(&[]);
-                self.failed.push(Ended {
-                    ids: vec![id],
-                    reason,
-                });
-            }
+            group.remove(old, shape.id);
+            self.places.insert(shape.id, (relid, new));
         }
     }
 
@@ -87,8 +152,23 @@ impl Attached {
         self.groups.is_empty() && self.failed.is_empty()
     }
 
+    /// A shape, or inner select, begins while the log's head is here.
+    pub(super) fn begin(&mut self, id: i32, head: i64) {
+        if head > self.position {
+            self.heads.insert(id, head);
+        }
+    }
+
     /// Detaches shapes.
     pub fn remove(&mut self, ids: &[i32]) {
+        self.remove_from_groups(ids);
+        for id in ids {
+            self.leave(*id);
+        }
+    }
+
+    /// Detaches shapes, or inner selects, from their groups.
+    pub(super) fn remove_from_groups(&mut self, ids: &[i32]) {
         for id in ids {
             let Some((relid, clause)) = self.places.remove(id) else {
                 continue;
@@ -107,6 +187,9 @@ impl Attached {
     pub fn refresh(&mut self, changed: &Changed) -> (Vec<u32>, Vec<Ended>) {
         let (mut tables, mut ended) = (Vec::new(), std::mem::take(&mut self.failed));
         let mut resolver = Resolver::default();
+        if changed.all || !changed.relids.is_empty() {
+            self.nodes.renew();
+        }
         for (relid, group) in &mut self.groups {
             if !group.family.all().any(|relid| changed.has(relid)) {
                 continue;
@@ -119,6 +202,7 @@ impl Attached {
             ended.extend(refreshed.ended);
         }
         self.forget(&ended);
+        let ended = self.spread(ended);
         (tables, ended)
     }
 
@@ -145,7 +229,7 @@ impl Attached {
             }
         }
         self.forget(&all);
-        all
+        self.spread(all)
     }
 
     /// Moves on. What was before does not matter any more.

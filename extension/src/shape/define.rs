@@ -7,7 +7,8 @@ use pgrx::PgSqlErrorCode::{
 };
 use serde_json::{Value, json};
 
-use super::definition::{Definition, check_rights, identity, key_names, names_of, numbers};
+use super::definition::{Definition, Inner, check_rights, identity, key_names, names_of, numbers};
+use super::member::attach::may_read;
 use super::named;
 use super::schema_header::schema_header;
 use crate::error;
@@ -151,6 +152,7 @@ fn define(request: Request) -> Result<Definition> {
         text: where_text,
         columns: where_columns,
         uses,
+        inner,
     } = read_clause(&table, request.clause.as_deref(), &request.params)?;
     let where_names = names_of(&table, &where_columns);
     let read = [
@@ -162,6 +164,15 @@ fn define(request: Request) -> Result<Definition> {
     check_rights(&table, read).map_err(Answer::Denied)?;
     drop(guard);
 
+    let own = Inner {
+        relid: table.relid.to_u32(),
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+    };
+    let all = std::iter::once(&own).chain(&inner);
+    let is_untracked =
+        |table: &&Inner| !table::is_tracked(pgrx::pg_sys::Oid::from_u32(table.relid));
+    let untracked: Vec<Inner> = all.filter(is_untracked).cloned().collect();
     let mut definition = Definition {
         relid: table.relid.to_u32(),
         where_text,
@@ -176,7 +187,9 @@ fn define(request: Request) -> Result<Definition> {
         where_columns: where_names,
         relids: table.relids.iter().map(|relid| relid.to_u32()).collect(),
         schema_header: schema_header(selected.into_iter(), &table.key),
-        tracked: table::is_tracked(table.relid),
+        tracked: untracked.is_empty(),
+        untracked,
+        inner,
         schema: table.schema,
         table: table.name,
     };
@@ -267,16 +280,63 @@ fn select_columns<'t>(table: &'t Table, names: Option<&[String]>) -> Result<Vec<
 pub(super) struct Clause {
     /// Its canonical text; None if every row is in.
     pub text: Option<String>,
-    /// The columns that it names.
+    /// The table's columns that it names.
     pub columns: Vec<i16>,
     uses: String,
+    /// The tables of its subqueries.
+    inner: Vec<Inner>,
 }
 
 fn read_clause(table: &Table, clause: Option<&str>, params: &[Option<String>]) -> Result<Clause> {
     let Some(clause) = clause else {
         return Ok(Clause::default());
     };
-    canonical(table, clause, params, None).map_err(|Refused(text)| Answer::Wrong("where", text))
+    let wrong = |Refused(text)| Answer::Wrong("where", text);
+    if expr::has_subqueries(clause) {
+        return read_subqueries(table, clause, params);
+    }
+    canonical(table, clause, params, None).map_err(wrong)
+}
+
+fn read_subqueries(table: &Table, clause: &str, params: &[Option<String>]) -> Result<Clause> {
+    let wrong = |Refused(text)| Answer::Wrong("where", text);
+    if table.key.is_empty() {
+        let text = "subqueries need a table with a primary key";
+        return Err(wrong(Refused(text.into())));
+    }
+    let analyze = |clause: &str, params| {
+        expr::analyze_subqueries(table.relid, clause, params, None).map_err(wrong)
+    };
+    let text = analyze(clause, params)?.text;
+    // What other functions are given is this text: it must be read back as itself.
+    let analyzed = analyze(&text, &[])?;
+    if analyzed.text != text {
+        return Err(wrong(Refused(format!(
+            "the clause has no canonical form: {text}"
+        ))));
+    }
+    may_read(&analyzed).map_err(Answer::Denied)?;
+    let mut inner: Vec<Inner> = Vec::new();
+    for select in analyzed.selects() {
+        let relid = pgrx::pg_sys::Oid::from_u32(select.relid);
+        if let Found::Table(found) = table::by_oid(relid)
+            && !std::rc::Rc::ptr_eq(select, &analyzed.root)
+        {
+            inner.push(Inner {
+                relid: select.relid,
+                schema: found.schema,
+                table: found.name,
+            });
+        }
+    }
+    inner.sort_unstable();
+    inner.dedup();
+    Ok(Clause {
+        columns: analyzed.root.columns.clone(),
+        text: Some(text),
+        uses: String::new(),
+        inner,
+    })
 }
 
 /// Reads a clause that may name only these columns, if they are given.
@@ -303,5 +363,6 @@ pub(super) fn canonical(
         text: Some(text),
         columns,
         uses: given.uses,
+        inner: Vec::new(),
     })
 }

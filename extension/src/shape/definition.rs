@@ -33,6 +33,17 @@ pub enum Log {
     ChangesOnly,
 }
 
+/// A table of a subquery.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Inner {
+    /// The table.
+    pub relid: u32,
+    /// Its schema's name.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+}
+
 /// What a shape is. Up to `key` it is a function of the request and the catalogs alone, and `hash` names it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Definition {
@@ -65,15 +76,21 @@ pub struct Definition {
     /// Names of the columns that the where clause reads.
     #[serde(default)]
     pub where_columns: Vec<String>,
+    /// The tables of the where clause's subqueries, at any depth.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inner: Vec<Inner>,
     /// The table and the partitions below it.
     #[serde(default)]
     pub relids: Vec<u32>,
     /// The `electric-schema` header; nobody asks for it again.
     #[serde(skip_deserializing)]
     pub schema_header: Value,
-    /// Is the table captured?
+    /// Are the table and those of subqueries captured?
     #[serde(default)]
     pub tracked: bool,
+    /// Those that are not.
+    #[serde(skip_deserializing, skip_serializing_if = "Vec::is_empty")]
+    pub untracked: Vec<Inner>,
 }
 
 impl Definition {
@@ -113,7 +130,9 @@ impl Definition {
             return Err(undefined());
         }
         let mut columns = [numbers_of(&table, &self.columns)?, identity(&table)].concat();
-        if let Some(text) = &self.where_text {
+        if !self.inner.is_empty() {
+            self.analyzed()?;
+        } else if let Some(text) = &self.where_text {
             let invalid = |Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, "");
             let clause = expr::reanalyze(table.relid, text).map_err(invalid)?;
             self.require_same(&clause.uses)?;
@@ -147,8 +166,12 @@ impl Definition {
             ),
             (self.replica, self.log, &self.role, &self.key, &self.uses),
         );
-        let bytes = serde_json::to_vec(&parts)
+        let mut bytes = serde_json::to_vec(&parts)
             .expect("strings, numbers and lists of them have a JSON form");
+        if !self.inner.is_empty() {
+            let inner = serde_json::to_vec(&self.inner);
+            bytes.extend(inner.expect("numbers and strings have a JSON form"));
+        }
         xxhash_rust::xxh3::xxh3_64(&bytes).to_string()
     }
 }

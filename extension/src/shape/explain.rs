@@ -8,9 +8,11 @@ use pgrx::prelude::*;
 
 use super::definition::Definition;
 use super::group::Group;
+use super::member::{frozen, indexes};
 use super::named::{self, Asked};
-use super::place::open_table;
+use super::place::{self, open_table};
 use super::tuple::{Effect, Table};
+use super::window::Log;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::expr::{self, Condition, Refused};
 use crate::pg::image::Row;
@@ -89,6 +91,8 @@ fn nanoseconds(started: Instant) -> f64 {
 
 fn explain(definition: &Definition, key: Option<&[String]>) -> Result<Vec<Line>> {
     let _role = AsRole::enter(&definition.role)?;
+    let (frozen, mut lines_of_sets) = sets(definition)?;
+    let definition = &frozen;
     let table = open_table(definition)?;
     if !table.keyed {
         let message = format!("table \"{}\" has no primary key", definition.table);
@@ -121,7 +125,33 @@ fn explain(definition: &Definition, key: Option<&[String]>) -> Result<Vec<Line>>
             .map(|entry| ("index", Some(entry)))
             .collect(),
     };
-    Ok(lines(index, &explainer.conditions, verdict.as_ref(), key))
+    lines_of_sets.extend(lines(index, &explainer.conditions, verdict.as_ref(), key));
+    Ok(lines_of_sets)
+}
+
+/// The shape with the sets of its subqueries as they are now, and what there is to say of them.
+fn sets(definition: &Definition) -> Result<(Definition, Vec<Line>)> {
+    if definition.inner.is_empty() {
+        return Ok((definition.clone(), Vec::new()));
+    }
+    let analyzed = definition.analyzed()?;
+    let mut lines: Vec<Line> = Vec::new();
+    for select in analyzed.selects() {
+        for statement in indexes::missing(select)? {
+            let line = ("missing index", Some(statement), None, None);
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    let position = place::pin(definition)?.position;
+    let log = Log::lock();
+    let _latest = Latest::take();
+    let (frozen, sizes) = frozen::with_sizes(definition, &log, position)?;
+    let sizes = sizes
+        .into_iter()
+        .map(|(text, size)| ("set", Some(text), Some(size.to_string()), None));
+    Ok((frozen, sizes.chain(lines).collect()))
 }
 
 fn lines(

@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 
 use super::attached::Attached;
 use super::definition::Definition;
+use super::member::later::Later;
 use super::pass::{self, Row};
 use super::place;
 use super::resolve::Resolver;
@@ -24,7 +25,7 @@ enum Feed {
     /// None has been attached.
     New,
     /// As they are.
-    Whole(Attached),
+    Whole(Box<Attached>),
     /// An error has left them half changed: the sidecar has to attach all of them again, in a session of their own.
     Lost,
 }
@@ -37,7 +38,7 @@ thread_local! {
 fn take() -> Result<Option<Attached>> {
     match FEED.replace(Feed::Lost) {
         Feed::New => Ok(None),
-        Feed::Whole(attached) => Ok(Some(attached)),
+        Feed::Whole(attached) => Ok(Some(*attached)),
         Feed::Lost => Err(Error::FeedLost),
     }
 }
@@ -48,7 +49,10 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     invalidation::watch();
     // What is likely to fail, a wait for a table that somebody has locked, comes while the feed is whole.
     for definition in &definitions {
-        reading::lock_shared(definition.relid.into());
+        let inner = definition.inner.iter().map(|table| table.relid);
+        inner
+            .chain([definition.relid])
+            .for_each(|relid| reading::lock_shared(relid.into()));
     }
     let log = Log::lock();
     let _latest = Latest::take();
@@ -60,13 +64,13 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     let used = take()?.filter(|attached| !attached.is_empty());
     let mut attached = used.unwrap_or_else(|| Attached::new(head));
     place::require(&log, attached.position)?;
-    drop(log);
+    let mut later = Later::than(&log, attached.position);
     let mut resolver = Resolver::default();
     for (id, definition) in ids.into_iter().zip(&definitions) {
-        attached.add(id, definition, head, &mut resolver);
+        attached.add(id, definition, head, &mut resolver, &mut later);
     }
     let position = attached.position;
-    FEED.set(Feed::Whole(attached));
+    FEED.set(Feed::Whole(Box::new(attached)));
     Ok(position)
 }
 
@@ -118,7 +122,7 @@ fn _feed(
         .and_then(|feed| feed.ok_or(Error::FeedLost))
         .or_raise();
     let (rows, upto) = pass::read(&mut attached, max_bytes.max(1) as u64).or_raise();
-    FEED.set(Feed::Whole(attached));
+    FEED.set(Feed::Whole(Box::new(attached)));
     let rows = rows.into_iter().map(|row| match row {
         Row::Operation {
             ids,
@@ -126,6 +130,7 @@ fn _feed(
             n,
             message,
             last,
+            ..
         } => (
             Some(ids),
             position,

@@ -360,6 +360,23 @@ impl Group {
         template.expect("the template of a clause that lives")
     }
 
+    /// Index of the role of a clause, if it lives.
+    pub(super) fn role_of(&self, number: u32) -> Option<u32> {
+        let clause = self.clauses[number as usize].as_ref()?;
+        Some(self.template(clause).role)
+    }
+
+    /// Removes a shape that a clause has twice once.
+    pub(super) fn remove_one(&mut self, number: u32, id: i32) {
+        let Some(clause) = &mut self.clauses[number as usize] else {
+            return;
+        };
+        let mut seen = false;
+        clause
+            .shapes
+            .retain(|shape| shape.id != id || std::mem::replace(&mut seen, true));
+    }
+
     /// Removes one shape of a clause.
     pub fn remove(&mut self, number: u32, id: i32) {
         let Some(clause) = &mut self.clauses[number as usize] else {

@@ -9,6 +9,7 @@ use super::definition::Definition;
 use super::family::Family;
 use super::judge::{Tally, judge, judge_counts};
 use super::keyless::Counts;
+use super::member;
 use super::message::Operation;
 use super::net;
 use super::operation::{self, At, Job, Planned, Projection};
@@ -58,7 +59,7 @@ pub struct Read {
 }
 
 /// As many of them are told of.
-const SILENT: usize = 100;
+pub(super) const SILENT: usize = 100;
 
 /// Reads a stretch of a shape's log.
 ///
@@ -68,16 +69,15 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
     let _role = definition.enter()?;
     let mut table = place::open_table(definition)?;
     let family = table.family.clone();
+    if !definition.inner.is_empty() {
+        return member::log::read(definition, &family, stretch);
+    }
     let mut shape = None;
     // The rest of a transaction that a chunk has cut is read with all of it.
     let mut after = stretch.from.0 - i64::from(stretch.from.1 > 0);
     let mut to = None;
     let mut silent = VecDeque::new();
-    let mut entries = Entries {
-        stretch,
-        entries: Vec::new(),
-        bytes: 0,
-    };
+    let mut entries = Entries::new(stretch);
     loop {
         let log = Log::lock();
         let _latest = Latest::take();
@@ -91,11 +91,11 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
         let about = |commit: &Commit| commit.relids.contains(&definition.relid);
         let (commits, complete_to) = log.commits(after, to, about, COMMITS_AT_ONCE);
         for commit in commits {
-            let read = entries.entries.len();
+            let read = entries.len();
             if !shape.read(&log, &commit, &mut entries)? {
                 return Ok(entries.end(None, silent));
             }
-            if entries.entries.len() == read && commit.position > stretch.from.0 {
+            if entries.len() == read && commit.position > stretch.from.0 {
                 silent.push_back(commit.xid);
             }
             if silent.len() > SILENT {
@@ -109,10 +109,10 @@ pub fn read(definition: &Definition, stretch: Stretch) -> Result<Read> {
     }
 }
 
-const COMMITS_AT_ONCE: usize = 1000;
+pub(super) const COMMITS_AT_ONCE: usize = 1000;
 
 /// The position up to which to read. An error when the log cannot be read from a position on.
-fn end_of(
+pub(super) fn end_of(
     log: &Log,
     definition: &Definition,
     family: &Family,
@@ -256,14 +256,31 @@ impl<'a> Shape<'a> {
     }
 }
 
-struct Entries {
-    stretch: Stretch,
+/// Entries of a stretch that is being read.
+pub(super) struct Entries {
+    /// Which stretch.
+    pub stretch: Stretch,
     entries: Vec<Entry>,
     bytes: u64,
 }
 
 impl Entries {
-    fn end(self, upto: Option<i64>, silent: VecDeque<u64>) -> Read {
+    /// There are none yet.
+    pub fn new(stretch: Stretch) -> Entries {
+        Entries {
+            stretch,
+            entries: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The end of the stretch.
+    pub fn end(self, upto: Option<i64>, silent: VecDeque<u64>) -> Read {
         Read {
             entries: self.entries,
             upto,
@@ -273,7 +290,7 @@ impl Entries {
 
     /// Adds an entry; false when it does not fit any more. Only that cuts the stretch: a full one without a next
     /// entry has reached the end.
-    fn add(&mut self, entry: Entry) -> bool {
+    pub fn add(&mut self, entry: Entry) -> bool {
         let fits = self.bytes < self.stretch.max_bytes;
         if fits {
             self.bytes += entry.message.len() as u64;

@@ -25,6 +25,8 @@ pub mod judge;
 pub mod log;
 pub mod operation;
 
+pub mod member;
+
 pub mod attached;
 pub mod feed;
 pub mod group;

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::definition::Definition;
+use super::definition::{Definition, Inner};
 use super::family::Family;
 use super::net;
 use super::tuple::{Around, Key, Table};
@@ -55,8 +55,11 @@ impl Filter {
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
     let names = definition.columns.iter().chain(&definition.where_columns);
+    let of_inner =
+        |table: &Inner| Family::of(table.relid).is_none_or(|family| end.concerns(&family));
     (end.concerns(family) && end.ends_those_with(names))
         || end.shape.as_deref() == Some(&definition.hash)
+        || definition.inner.iter().any(of_inner)
 }
 
 /// The error for a shape whose handles ended.

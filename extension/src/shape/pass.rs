@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::attached::{Attached, Ended};
 use super::group::{Group, Keyless};
 use super::judge::{Judged, Tally, fetch, judge_counts, rows};
+use super::member::later::Later;
+use super::message::Operation;
 use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection};
 use super::place;
@@ -33,6 +35,8 @@ pub enum Row {
         position: i64,
         /// Place in the transaction plus one.
         n: i64,
+        /// What happened.
+        operation: Operation,
         /// The whole message.
         message: String,
         /// It is their last in the transaction.
@@ -78,20 +82,7 @@ pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> 
     let head = log
         .newest_batch()
         .map_or(attached.position, |batch| batch.position);
-    let before = log
-        .newest_batch_up_to(attached.position)
-        .map(|batch| batch.snapshot)
-        .unwrap_or_default();
-    let mut pass = Pass {
-        log: &log,
-        before,
-        attached,
-        tables: HashMap::new(),
-        role: None,
-        rows: Vec::new(),
-        bytes: 0,
-        began: Instant::now(),
-    };
+    let mut pass = Pass::new(&log, attached);
     pass.refresh();
     // The locks on the log must not last: what is left over is for the next call.
     while pass.attached.position < head && pass.bytes < max_bytes && pass.began.elapsed() < LONGEST
@@ -107,32 +98,65 @@ pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> 
 }
 
 /// One call of the feed.
-struct Pass<'a> {
+pub struct Pass<'a> {
     log: &'a Log,
     /// Does not see any transaction that is read.
     before: Snapshot,
-    attached: &'a mut Attached,
+    pub(super) attached: &'a mut Attached,
     /// Tables that were opened in this call.
-    tables: HashMap<u32, Open>,
+    pub(super) tables: HashMap<u32, Open>,
     /// The role that is acted as, kept while it stays the same.
     role: Option<(String, AsRole)>,
     rows: Vec<Row>,
     bytes: u64,
     began: Instant,
+    /// What there is after a transaction.
+    pub(super) later: Later<'a>,
+    /// What has ended in a transaction, while groups are out.
+    pub(super) over: Vec<Ended>,
 }
 
 /// A table and what its shapes select from it.
-struct Open {
-    table: Table,
-    projections: Vec<Projection>,
+pub(super) struct Open {
+    pub table: Table,
+    pub projections: Vec<Projection>,
 }
 
 /// What is the same for all of a transaction's tables.
-struct Whole<'a> {
-    commit: &'a Commit,
-    transaction: &'a Transaction,
-    chains: &'a [Chain<'a>],
-    around: &'a Around<'a>,
+pub(super) struct Whole<'a> {
+    pub commit: &'a Commit,
+    pub transaction: &'a Transaction,
+    pub chains: &'a [Chain<'a>],
+    pub around: &'a Around<'a>,
+    /// Number of its records.
+    pub records: usize,
+}
+
+impl<'a> Pass<'a> {
+    /// From where the attached shapes are. The log is locked, and the active snapshot is the reader's.
+    pub fn new(log: &'a Log, attached: &'a mut Attached) -> Pass<'a> {
+        let before = log
+            .newest_batch_up_to(attached.position)
+            .map(|batch| batch.snapshot)
+            .unwrap_or_default();
+        Pass {
+            log,
+            before,
+            later: Later::than(log, attached.position),
+            attached,
+            tables: HashMap::new(),
+            role: None,
+            rows: Vec::new(),
+            bytes: 0,
+            over: Vec::new(),
+            began: Instant::now(),
+        }
+    }
+
+    /// What there is to tell.
+    pub fn take_rows(&mut self) -> Vec<Row> {
+        std::mem::take(&mut self.rows)
+    }
 }
 
 impl Pass<'_> {
@@ -155,7 +179,7 @@ impl Pass<'_> {
         Ok(complete_to)
     }
 
-    fn end(&mut self, ids: Vec<i32>, position: i64, reason: String) {
+    pub(super) fn end(&mut self, ids: Vec<i32>, position: i64, reason: String) {
         if !ids.is_empty() {
             self.rows.push(Row::End {
                 ids,
@@ -177,7 +201,7 @@ impl Pass<'_> {
         }
     }
 
-    fn act_as(&mut self, role: &str) -> Result<()> {
+    pub(super) fn act_as(&mut self, role: &str) -> Result<()> {
         if self
             .role
             .as_ref()
@@ -190,7 +214,7 @@ impl Pass<'_> {
     }
 
     /// Tells the shapes what a transaction means to them.
-    fn transaction(&mut self, commit: &Commit) -> Result<()> {
+    pub fn transaction(&mut self, commit: &Commit) -> Result<()> {
         for Ended { ids, reason } in self.attached.end(&commit.ends, commit.position) {
             self.end(ids, commit.position, reason);
         }
@@ -217,24 +241,33 @@ impl Pass<'_> {
             transaction: &transaction,
             chains: &chains,
             around: &around,
+            records: records.len(),
         };
-        for relid in touched {
-            let mut group = self
-                .attached
-                .groups
-                .remove(&relid)
-                .expect("it was just there");
-            match self.table(&whole, &mut group) {
-                Ok(()) => self.attached.put_back(group),
-                Err(Error::MustRefetch(why)) => {
-                    if let Some(Ended { ids, reason }) =
-                        self.attached.end_group(group, commit.position, &why)
-                    {
-                        self.end(ids, commit.position, reason);
-                    }
-                }
-                Err(error) => return Err(error),
+        if self.attached.nodes.is_empty() {
+            for relid in touched {
+                let group = self.attached.groups.remove(&relid);
+                self.alone(&whole, group.expect("it was just there"))?;
             }
+        } else {
+            self.with_members(&whole, &touched)?;
+        }
+        let over = std::mem::take(&mut self.over);
+        for Ended { ids, reason } in self.attached.spread(over) {
+            self.end(ids, commit.position, reason);
+        }
+        Ok(())
+    }
+
+    /// One table's part of a transaction, its shapes having been taken out.
+    pub(super) fn alone(&mut self, whole: &Whole<'_>, mut group: Group) -> Result<()> {
+        match self.table(whole, &mut group) {
+            Ok(()) => self.attached.put_back(group),
+            Err(Error::MustRefetch(why)) => {
+                let position = whole.commit.position;
+                self.over
+                    .extend(self.attached.end_group(group, position, &why));
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -272,7 +305,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn open(&mut self, group: &Group) -> Result<Open> {
+    pub(super) fn open(&mut self, group: &Group) -> Result<Open> {
         let Group {
             family,
             schema,
@@ -295,7 +328,7 @@ impl Pass<'_> {
     }
 
     /// Finds which where clauses let in which rows, in order. One that raises an error ends its shapes, and no others.
-    fn judge(
+    pub(super) fn judge(
         &mut self,
         whole: &Whole<'_>,
         group: &mut Group,
@@ -311,7 +344,7 @@ impl Pass<'_> {
         let Routed {
             mut hits,
             candidates,
-        } = self.route(whole, group, table, effects);
+        } = self.route(group, table, effects);
         for candidate in &candidates {
             let row = candidate.row(effects).filter(|row| row.is_external());
             let clause = group.clauses[candidate.clause() as usize].as_ref();
@@ -330,7 +363,7 @@ impl Pass<'_> {
                 let one = std::slice::from_ref(one);
                 match attempt_evaluation(|| group.evaluate(one, &candidates, effects)) {
                     Ok(found) => hits.extend(found),
-                    Err(caught) => self.end_clause(whole, group, one[0].clause, &caught),
+                    Err(caught) => self.end_clause(group, one[0].clause, &caught),
                 }
             }
         }
@@ -340,13 +373,7 @@ impl Pass<'_> {
     }
 
     /// Looks rows up. A router that raises an error ends the shapes that it serves.
-    fn route(
-        &mut self,
-        whole: &Whole<'_>,
-        group: &mut Group,
-        table: &Table,
-        effects: &[Effect],
-    ) -> Routed {
+    fn route(&mut self, group: &mut Group, table: &Table, effects: &[Effect]) -> Routed {
         let mut routers: Vec<usize> = (0..group.routers.len()).collect();
         if !group.routing_may_fail() {
             return group.route(effects, &routers, &table.scratch);
@@ -358,7 +385,7 @@ impl Pass<'_> {
             let outcome = attempt_evaluation(|| group.route(effects, &[*router], &table.scratch));
             if let Err(caught) = &outcome {
                 for clause in group.clauses_of(*router) {
-                    self.end_clause(whole, group, clause, caught);
+                    self.end_clause(group, clause, caught);
                 }
             }
             outcome.is_ok()
@@ -366,17 +393,15 @@ impl Pass<'_> {
         group.route(effects, &routers, &table.scratch)
     }
 
-    fn end_clause(&mut self, whole: &Whole<'_>, group: &mut Group, clause: u32, caught: &Caught) {
-        self.end_shapes(whole, group, clause, reason(caught));
+    fn end_clause(&mut self, group: &mut Group, clause: u32, caught: &Caught) {
+        self.end_shapes(group, clause, reason(caught));
     }
 
-    fn end_shapes(&mut self, whole: &Whole<'_>, group: &mut Group, clause: u32, reason: String) {
-        let ids: Vec<i32> = group.bury(clause).iter().map(|shape| shape.id).collect();
-        self.attached.forget(&[Ended {
-            ids: ids.clone(),
-            reason: String::new(),
-        }]);
-        self.end(ids, whole.commit.position, reason);
+    fn end_shapes(&mut self, group: &mut Group, clause: u32, reason: String) {
+        let ids = group.bury(clause).iter().map(|shape| shape.id).collect();
+        let ended = Ended { ids, reason };
+        self.attached.forget(std::slice::from_ref(&ended));
+        self.over.push(ended);
     }
 
     /// A table without a key: each where clause counts its rows.
@@ -395,7 +420,7 @@ impl Pass<'_> {
             let (mut effects, sides) = match judged {
                 Ok(judged) => judged,
                 Err(error) => {
-                    self.end_shapes(whole, group, number as u32, error.to_string());
+                    self.end_shapes(group, number as u32, error.to_string());
                     continue;
                 }
             };
@@ -413,7 +438,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn write(
+    pub(super) fn write(
         &mut self,
         whole: &Whole<'_>,
         open: &mut Open,
@@ -454,6 +479,7 @@ impl Pass<'_> {
                 ids,
                 position: at.position,
                 n,
+                operation,
                 message,
                 last,
             });
@@ -463,7 +489,7 @@ impl Pass<'_> {
 }
 
 /// Why shapes end whose where clause raised an error; without its text, which may have values in it.
-fn reason(caught: &Caught) -> String {
+pub(super) fn reason(caught: &Caught) -> String {
     let code = caught.sqlstate as i32;
     let character = |n: i32| char::from(((code >> (6 * n)) & 0x3F) as u8 + b'0');
     let sqlstate: String = (0..5).map(character).collect();

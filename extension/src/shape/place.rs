@@ -174,21 +174,23 @@ pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<B
     let newest = log
         .newest_batch()
         .ok_or_else(|| again("nothing has been sequenced yet"))?;
-    match tracked_since(definition.relid) {
-        Tracked::Since(since) if since <= newest.position => {}
-        Tracked::No => {
-            let message = format!(
-                "table \"{}\".\"{}\" is not tracked",
-                definition.schema, definition.table
-            );
-            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-            return Err(Error::Sql(
-                code,
-                message,
-                "CALL shapefeed.track(...) has it captured.",
-            ));
+    let own = (definition.relid, &definition.schema, &definition.table);
+    let inner = definition.inner.iter();
+    let inner = inner.map(|table| (table.relid, &table.schema, &table.table));
+    for (relid, schema, name) in inner.chain([own]) {
+        match tracked_since(relid) {
+            Tracked::Since(since) if since <= newest.position => {}
+            Tracked::No => {
+                let message = format!("table \"{schema}\".\"{name}\" is not tracked");
+                let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+                return Err(Error::Sql(
+                    code,
+                    message,
+                    "CALL shapefeed.track(...) has it captured.",
+                ));
+            }
+            _ => return Err(again("the table's capture has not been sequenced yet")),
         }
-        _ => return Err(again("the table's capture has not been sequenced yet")),
     }
     let ended = log.ends_above(newest.position);
     if ended
@@ -204,10 +206,14 @@ pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<B
 /// The first position from which the log of a shape can be read to the head.
 pub fn beginning(log: &Log, definition: &Definition, table: &Table) -> i64 {
     let floor = log.floor().unwrap_or(0);
-    let since = match tracked_since(definition.relid) {
-        Tracked::Since(since) => since,
-        _ => 0,
-    };
+    let inner = definition.inner.iter().map(|table| table.relid);
+    let since = inner
+        .chain([definition.relid])
+        .map(|relid| match tracked_since(relid) {
+            Tracked::Since(since) => since,
+            _ => 0,
+        });
+    let since = since.max().unwrap_or(0);
     let ends = log.ends_above(floor);
     let ended = ends.iter().rfind(|(_, ends)| {
         ends.iter()

@@ -64,7 +64,8 @@ impl Resolver {
         Ok(value)
     }
 
-    fn act_as(&mut self, role: &str) -> Result<()> {
+    /// Acts as a role from here on.
+    pub fn act_as(&mut self, role: &str) -> Result<()> {
         if self
             .role
             .as_ref()
@@ -87,7 +88,9 @@ fn find(asked: Asked<'_>) -> Result<Rc<Table>> {
 
 fn check(asked: Asked<'_>, table: &Table) -> Result<Option<Lifted>> {
     let mut columns = numbers_of(table, asked.columns)?;
-    columns.extend(identity(table));
+    if table.key.is_empty() {
+        columns.extend(identity(table)); // a key is among the columns of a shape; inner selects need none
+    }
     let clause = asked
         .where_text
         .map(|text| expr::reanalyze(table.relid, text))

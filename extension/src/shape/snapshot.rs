@@ -8,6 +8,7 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 
 use super::definition::{Definition, Log as LogMode};
+use super::member::frozen;
 use super::merge::{Pace, Rows};
 use super::overlay::{Filter, Overlay, concerns, ended};
 use super::rows::{END, Order, Pieces, RowWriter, Selection, fetch};
@@ -76,6 +77,7 @@ impl Snapshot {
         check_ends(&log, definition, &table, *position)?;
         let no_batch = || Error::MustRefetch("the position is not the end of a batch".into());
         let before = log.batch(*position).ok_or_else(no_batch)?.snapshot;
+        let definition = &frozen::at(definition, &log, *position)?;
         let selection = Selection::new(definition, &table)?;
         let mut filter = Filter::new(definition)?;
         if !table.keyed {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::define::{Clause, canonical};
 use super::definition::{Definition, check_rights};
+use super::member::frozen;
 use super::overlay::{Filter, Touched};
 use super::place;
 use super::rows::{END, Pieces, RowWriter, Selection, fetch, names};
@@ -35,6 +36,7 @@ const SETTLED_US: i64 = 10_000_000;
 const FETCH_ROWS: usize = 500;
 
 /// What is asked for.
+#[derive(Clone)]
 struct Request {
     definition: Definition,
     clause: Option<String>,
@@ -86,7 +88,11 @@ impl Subset {
         let batch = place::newest_end(&log, &request.definition, &table)?;
         let metadata = request.metadata(&log, &table, &batch);
         subset.pieces.mark(METADATA, &metadata.to_string());
-        let query = Query::new(request, &clauses, &selection, &table);
+        let frozen = Request {
+            definition: frozen::at(&request.definition, &log, batch.position)?,
+            ..request.clone()
+        };
+        let query = Query::new(&frozen, &clauses, &selection, &table);
         let cursor = query.open(log, &mut table, &batch)?;
         let writer = RowWriter::of_query(&selection, &table).marked(request.mark);
         subset.rows = Some((cursor, writer));

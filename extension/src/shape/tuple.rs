@@ -179,6 +179,11 @@ impl Table {
         key.into()
     }
 
+    /// A copy of a row, nothing of which is out of line, that lives on its own.
+    pub fn keep(&self, row: &Row) -> Row {
+        row.copy(&self.kinds)
+    }
+
     /// What a transaction did to rows of this table, by version.
     pub fn keyed_chains(
         &mut self,

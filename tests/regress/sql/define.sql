@@ -24,7 +24,7 @@ create function define_columns(relation text, variadic columns text[]) returns j
 $$;
 
 -- A definition. It is a function of the request: its hash changes with every part of it.
-select d - array['relid', 'relids', 'hash', 'schema_header', 'role'] as definition,
+select d - array['relid', 'relids', 'hash', 'schema_header', 'role', 'untracked'] as definition,
        d -> 'relids' = jsonb_build_array('items'::regclass::oid::int8) as relids, d ->> 'hash' ~ '^\d+$' as hash
 from shapefeed._define('{public,items}', 'id > $1', '{7}', '{title,id}', 'full', 'changes_only', null) d;
 select column_name, info

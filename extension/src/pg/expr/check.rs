@@ -64,6 +64,8 @@ unsafe fn check_node(node: *mut Node, origin: Origin<'_>) -> Option<Refused> {
             }
             T_FuncExpr | T_OpExpr | T_DistinctExpr | T_NullIfExpr | T_ScalarArrayOpExpr
             | T_RowCompareExpr => check_functions(node, origin),
+            // What is left of a Param stands for a membership: the parameters' values have been put in.
+            T_Param => None,
             T_List | T_BoolExpr | T_RelabelType | T_ArrayCoerceExpr | T_CoerceToDomain
             | T_CollateExpr | T_CaseExpr | T_CaseWhen | T_CaseTestExpr | T_ArrayExpr
             | T_RowExpr | T_CoalesceExpr | T_MinMaxExpr | T_NullTest | T_BooleanTest

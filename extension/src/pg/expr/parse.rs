@@ -77,7 +77,10 @@ fn read(
     known: Option<&[i16]>,
     with_text: bool,
 ) -> Result<Where, Refused> {
-    let source = Source::of_where(clause);
+    let source = Source {
+        is_limited: with_text,
+        ..Source::of_where(clause)
+    };
     attempt_in_steps(&source, |step| {
         // SAFETY: the caller's lock keeps the relation open-able; the text lives until the tree has been made.
         unsafe { analyze_or_raise(relid, &source, params, known, with_text, step) }
@@ -89,7 +92,7 @@ pub(super) fn attempt_in_steps<T>(
     source: &Source,
     analyze: impl FnOnce(&Cell<Step>) -> Result<T, Refused>,
 ) -> Result<T, Refused> {
-    if source.text.len() > MAX_BYTES {
+    if source.is_limited && source.text.len() > MAX_BYTES {
         return Err(Refused(format!(
             "the query is bigger than maximum size of {MAX_BYTES} bytes"
         )));
@@ -124,7 +127,10 @@ unsafe fn analyze_or_raise(
         let relation = PgRelation::open(relid);
         let raw = raw_clause(&text)?;
         step.set(Step::Analyze);
-        let typed = transform(&relation, raw, &text, params, step)?;
+        let typed = {
+            let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
+            transform(&relation, raw, &text, params, kind, step)?
+        };
         check::check(typed, check::Origin::Text(source))?;
         check::columns_are_known(typed, known, &relation, source)?;
         step.set(Step::Fold);
@@ -143,7 +149,10 @@ unsafe fn analyze_or_raise(
 }
 
 /// The expression after WHERE, if the text is that one statement and the clause its only one.
-unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
+///
+/// # Safety
+/// As for [`select`].
+pub(super) unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
     // SAFETY: the node that select() gives is a SelectStmt.
     unsafe {
         let select = select(text)?;
@@ -171,6 +180,17 @@ unsafe fn raw_clause(text: &CStr) -> Result<*mut Node, Refused> {
             Err(malformed())
         }
     }
+}
+
+/// Has a where clause subqueries? Not one that cannot be parsed.
+pub fn has_subqueries(clause: &str) -> bool {
+    let source = Source::of_where(clause);
+    let text = CString::new(source.text.as_str()).unwrap_or_default();
+    // SAFETY: what raw_clause() gives is a raw expression.
+    let found = attempt_in_steps(&source, |_| unsafe {
+        raw_clause(&text).map(|raw| tree::has_raw_sublink(raw))
+    });
+    found.unwrap_or(false)
 }
 
 /// The text's one statement, which is a SELECT.
@@ -207,22 +227,25 @@ fn split() -> Refused {
     Refused("unescaped \";\" causing statement split".into())
 }
 
-/// Resolves names and types, and puts the parameters' values in.
-unsafe fn transform(
+/// Resolves names and types, and puts the parameters' values in. The kind CHECK CONSTRAINT refuses subqueries,
+/// aggregates, window and set-returning functions, WHERE all but subqueries.
+///
+/// # Safety
+/// `raw` is a raw expression; the relation stays open, and the text where it is.
+pub(super) unsafe fn transform(
     relation: &PgRelation,
     raw: *mut Node,
     text: &CStr,
     params: &[Option<String>],
+    kind: pg_sys::ParseExprKind::Type,
     step: &Cell<Step>,
 ) -> Result<*mut Node, Refused> {
     let mut types = std::ptr::null_mut();
     let mut count = 0;
-    // SAFETY: the kind CHECK CONSTRAINT refuses subqueries, aggregates, window and
-    // set-returning functions. The types' array is written by the parser's parameter hooks only.
+    // SAFETY: as the caller says. The types' array is written by the parser's parameter hooks only.
     unsafe {
         let pstate = parse_state(relation, text);
         setup_parse_variable_parameters(pstate, &mut types, &mut count);
-        let kind = pg_sys::ParseExprKind::EXPR_KIND_CHECK_CONSTRAINT;
         let typed = pg_sys::transformExpr(pstate, raw, kind);
         let typed = pg_sys::coerce_to_boolean(pstate, typed, c"WHERE".as_ptr());
         let typed = put_parameters_in(typed, params, step)?;
@@ -266,11 +289,14 @@ unsafe fn put_parameters_in(
     let mut refused = None;
     // SAFETY: T_Param nodes are Params; a Const of the same type takes the place of each.
     let replaced = unsafe {
-        tree::rewrite(typed, &mut |node| {
-            if (*node).type_ != NodeTag::T_Param || refused.is_some() {
+        tree::rewrite_deep(typed, &mut |node| {
+            let param = node.cast::<pg_sys::Param>();
+            if (*node).type_ != NodeTag::T_Param
+                || (*param).paramkind != pg_sys::ParamKind::PARAM_EXTERN
+                || refused.is_some()
+            {
                 return node;
             }
-            let param = node.cast::<pg_sys::Param>();
             let number = (*param).paramid as usize;
             let type_oid = if (*param).paramtype == pg_sys::UNKNOWNOID {
                 pg_sys::TEXTOID
@@ -294,7 +320,11 @@ unsafe fn put_parameters_in(
     refused.map_or(Ok(replaced), |why| Err(Refused(why)))
 }
 
-unsafe fn constant(type_oid: Oid, value: &str) -> *mut Node {
+/// A constant of a type, read by its input function.
+///
+/// # Safety
+/// To be called inside [`attempt_in_steps`] or where an error may be raised.
+pub(super) unsafe fn constant(type_oid: Oid, value: &str) -> *mut Node {
     let value = CString::new(value).unwrap_or_default();
     let (mut input, mut io_param) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
     let (mut length, mut by_value) = (0, false);
@@ -339,7 +369,10 @@ pub(super) unsafe fn fold(typed: *mut Node) -> *mut Node {
 }
 
 /// Folding makes a relabelling of `x COLLATE c`, of which deparsing tells the type only: this makes it a COLLATE again.
-unsafe fn name_collation(node: *mut Node) -> *mut Node {
+///
+/// # Safety
+/// A node of a copy that may be changed.
+pub(super) unsafe fn name_collation(node: *mut Node) -> *mut Node {
     // SAFETY: a node's tag tells its type; the rewritten tree is a copy, so its nodes may be changed.
     unsafe {
         if (*node).type_ != NodeTag::T_RelabelType {
@@ -364,7 +397,11 @@ unsafe fn name_collation(node: *mut Node) -> *mut Node {
     }
 }
 
-unsafe fn is_true(tree: *mut Node) -> bool {
+/// Is it the constant true?
+///
+/// # Safety
+/// `tree` is an analyzed expression.
+pub(super) unsafe fn is_true(tree: *mut Node) -> bool {
     // SAFETY: a T_Const of type boolean is passed by value.
     unsafe {
         let constant = tree.cast::<pg_sys::Const>();
@@ -426,6 +463,7 @@ fn in_words_of_protocol(source: &Source, step: Step, error: Caught) -> Refused {
         _ => error
             .message
             .replace("check constraint", "where clause")
+            .replace("allowed in WHERE", "allowed in where clauses")
             .replace("index expressions", "ORDER BY clauses")
             .replace("index expression", "ORDER BY clauses"),
     };

@@ -6,8 +6,9 @@ use pgrx::{PgRelation, pg_sys};
 
 use super::super::image::Row;
 use super::super::values::Values;
+use super::freeze::Outputs;
 use super::template::Lifted;
-use super::{Refused, reanalyze};
+use super::{Refused, Where, reanalyze};
 use crate::error::{Error, Result};
 
 mod raw {
@@ -187,6 +188,46 @@ impl Scope {
     }
 }
 
+impl Scope {
+    /// The texts of a row's outputs. The columns that are read have been fetched. Call it as [`Scope::matches`].
+    pub fn texts(&mut self, outputs: &Outputs, row: &Row) -> Vec<Option<Box<[u8]>>> {
+        let (slot, context) = (self.slot, self.context);
+        let (values, nulls) = row.columns();
+        // SAFETY: as in matches(); each value is written as text before the memory that it is in is reset.
+        unsafe {
+            (*slot).tts_values = values.as_ptr().cast_mut();
+            (*slot).tts_isnull = nulls.as_ptr().cast_mut();
+            (*slot).tts_nvalid = values.len() as i16;
+            (*slot).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
+            (*context).ecxt_per_query_memory = outputs.memory();
+            let memory = (*context).ecxt_per_tuple_memory;
+            let outer = pg_sys::MemoryContextSwitchTo(memory);
+            let text = |(state, type_oid): &(*mut pg_sys::ExprState, Oid)| {
+                let evaluate = (**state).evalfunc?;
+                let mut is_null = false;
+                let value =
+                    pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, context, &mut is_null));
+                (!is_null).then(|| text_of(*type_oid, value))
+            };
+            let texts = outputs.states.iter().map(text).collect();
+            pg_sys::MemoryContextSwitchTo(outer);
+            pg_sys::MemoryContextReset(memory);
+            texts
+        }
+    }
+}
+
+/// A value's text.
+unsafe fn text_of(type_oid: Oid, value: pg_sys::Datum) -> Box<[u8]> {
+    let (mut function, mut is_varlena) = (Oid::INVALID, false);
+    // SAFETY: the output function of the value's type; it returns a C string.
+    unsafe {
+        pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut is_varlena);
+        let text = pg_sys::OidOutputFunctionCall(function, value);
+        std::ffi::CStr::from_ptr(text).to_bytes().into()
+    }
+}
+
 impl Drop for Scope {
     fn drop(&mut self) {
         // SAFETY: the context is this one's own.
@@ -213,6 +254,11 @@ impl Predicate {
                 "",
             )
         })?;
+        Ok(Predicate::of(relid, clause))
+    }
+
+    /// The same of a clause that has been analyzed.
+    pub fn of(relid: Oid, clause: Where) -> Predicate {
         let mut predicate = Predicate {
             // SAFETY: the clause has been analyzed and folded, and has no Params.
             compiled: unsafe { Compiled::new(&clause.whole(), Vec::new()) },
@@ -220,7 +266,7 @@ impl Predicate {
             columns: clause.columns,
         };
         predicate.scope.set_constants(&predicate.compiled, None);
-        Ok(predicate)
+        predicate
     }
 
     /// The attribute numbers that it reads, ascending.

@@ -265,7 +265,10 @@ impl Typed {
 }
 
 /// The whole tree as text, but for the places in the clause that its parts come from.
-unsafe fn text(node: *mut Node) -> String {
+///
+/// # Safety
+/// `node` is null or a node.
+pub(super) unsafe fn text(node: *mut Node) -> String {
     // SAFETY: nodeToString() takes any node and returns a C string.
     let text = unsafe {
         let text = pg_sys::nodeToString(node.cast());

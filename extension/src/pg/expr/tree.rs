@@ -24,6 +24,45 @@ unsafe extern "C-unwind" {
         mutator: Mutator,
         context: *mut c_void,
     ) -> *mut Node;
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "query_tree_mutator_impl"
+    )]
+    fn query_tree_mutator(
+        query: *mut pg_sys::Query,
+        mutator: Mutator,
+        context: *mut c_void,
+        flags: std::ffi::c_int,
+    ) -> *mut pg_sys::Query;
+    #[cfg_attr(
+        not(any(feature = "pg14", feature = "pg15")),
+        link_name = "raw_expression_tree_walker_impl"
+    )]
+    fn raw_expression_tree_walker(node: *mut Node, walker: Walker, context: *mut c_void) -> bool;
+}
+
+/// Has a raw expression a subquery?
+///
+/// # Safety
+/// `raw` is null or a raw expression.
+pub unsafe fn has_raw_sublink(raw: *mut Node) -> bool {
+    unsafe extern "C-unwind" fn walk(node: *mut Node, context: *mut c_void) -> bool {
+        // SAFETY: raw_expression_tree_walker() passes on the context that it was given.
+        unsafe { pgrx_extern_c_guard(move || is_sublink_at(node, walk, context)) }
+    }
+    // SAFETY: the walker has no context.
+    unsafe { is_sublink_at(raw, walk, std::ptr::null_mut()) }
+}
+
+/// # Safety
+/// As for [`has_raw_sublink`].
+unsafe fn is_sublink_at(node: *mut Node, walk: Walker, context: *mut c_void) -> bool {
+    // SAFETY: as the caller says.
+    unsafe {
+        !node.is_null()
+            && ((*node).type_ == pg_sys::NodeTag::T_SubLink
+                || raw_expression_tree_walker(node, walk, context))
+    }
 }
 
 type Find<'a, T> = &'a mut dyn FnMut(*mut Node) -> Option<T>;
@@ -96,6 +135,41 @@ unsafe fn rewrite_at(node: *mut Node, context: *mut c_void) -> *mut Node {
 unsafe extern "C-unwind" fn rewrite_below(node: *mut Node, context: *mut c_void) -> *mut Node {
     // SAFETY: expression_tree_mutator() passes on the context that it was given.
     unsafe { pgrx_extern_c_guard(move || rewrite_at(node, context)) }
+}
+
+/// The same, in subqueries, too.
+///
+/// # Safety
+/// As for [`rewrite`].
+pub unsafe fn rewrite_deep(node: *mut Node, mut replace: Replace<'_>) -> *mut Node {
+    // SAFETY: the context is the one that rewrite_deep_below() expects.
+    unsafe { rewrite_deep_at(node, (&raw mut replace).cast()) }
+}
+
+/// # Safety
+/// `context` is a [`Replace`], alone in use while the rewriting goes on.
+unsafe fn rewrite_deep_at(node: *mut Node, context: *mut c_void) -> *mut Node {
+    if node.is_null() {
+        return node;
+    }
+    // SAFETY: as in rewrite_at(). A query is copied, its expressions are rewritten.
+    unsafe {
+        if (*node).type_ == pg_sys::NodeTag::T_Query {
+            return query_tree_mutator(node.cast(), rewrite_deep_below, context, 0).cast();
+        }
+        let copy = expression_tree_mutator(node, rewrite_deep_below, context);
+        if (*copy).type_ == pg_sys::NodeTag::T_List {
+            copy
+        } else {
+            (*context.cast::<Replace<'_>>())(copy)
+        }
+    }
+}
+
+/// What C calls, as [`search_below`].
+unsafe extern "C-unwind" fn rewrite_deep_below(node: *mut Node, context: *mut c_void) -> *mut Node {
+    // SAFETY: expression_tree_mutator() passes on the context that it was given.
+    unsafe { pgrx_extern_c_guard(move || rewrite_deep_at(node, context)) }
 }
 
 /// The functions that evaluating this one node calls: its own, its operator's, those of the types that it converts.

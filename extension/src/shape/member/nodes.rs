@@ -1,0 +1,351 @@
+//! The selects of all shapes with subqueries in a session: each once, whoever needs it, with its set.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+use pgrx::pg_sys::Oid;
+
+use super::super::definition::Definition;
+use super::super::tuple::{Table, changed};
+use super::later::Later;
+use super::rows::{self, Condition, places};
+use super::set::{Delta, Set};
+use crate::error::{Error, Result};
+use crate::pg::expr::{self, Analyzed, Change, Outputs, Refused, Scope, Select, Value, Where};
+use crate::pg::image::Row;
+use crate::pg::query::qualified;
+
+/// A select for a role. Its trees are made again when they are needed: they would take most of the room.
+pub struct Node {
+    /// Its table and role, and nothing else.
+    pub definition: Rc<Definition>,
+    origin: Origin,
+    /// The nodes of its memberships.
+    pub children: Vec<usize>,
+    /// The nodes that it is a child of.
+    pub parents: Vec<usize>,
+    /// More than that of any child.
+    pub depth: usize,
+    /// Its values, if it is an inner select.
+    pub set: Set,
+    /// The shapes whose rows it has; of an inner select the one that the feed knows it by.
+    pub shapes: Vec<i32>,
+    /// It is no inner select.
+    pub is_root: bool,
+    identity: u128,
+}
+
+/// Where a select is to be found.
+#[derive(Clone)]
+pub struct Origin {
+    /// Table of the shape that it was first needed for.
+    pub relid: u32,
+    /// The shape's where clause.
+    pub text: Rc<str>,
+    /// Its place among the clause's selects.
+    pub place: usize,
+}
+
+/// All nodes, by number.
+#[derive(Default)]
+pub struct Nodes {
+    nodes: Vec<Option<Node>>,
+    free: Vec<usize>,
+    by_identity: HashMap<u128, usize>,
+    roots: HashMap<i32, usize>,
+    tables: HashMap<(u32, String), Rc<Definition>>,
+    /// Missing indexes that the server's log tells of.
+    pub(super) told: HashSet<String>,
+    /// The where clause that was taken apart last.
+    last: RefCell<Option<(Rc<str>, Analyzed)>>,
+}
+
+/// The id under which the feed knows an inner select.
+fn id_of(node: usize) -> i32 {
+    -1 - node as i32
+}
+
+impl Nodes {
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_identity.is_empty()
+    }
+
+    /// The node of this number, which there is.
+    pub fn get(&self, number: usize) -> &Node {
+        self.nodes[number].as_ref().expect("a node that is in use")
+    }
+
+    /// The same, to change its set.
+    pub fn get_mut(&mut self, number: usize) -> &mut Node {
+        self.nodes[number].as_mut().expect("a node that is in use")
+    }
+
+    /// The inner select that the feed knows by this id.
+    pub fn of_id(id: i32) -> Option<usize> {
+        (id < 0).then(|| (-1 - id) as usize)
+    }
+
+    /// The node whose rows a shape has.
+    pub fn root_of(&self, shape: i32) -> Option<usize> {
+        self.roots.get(&shape).copied()
+    }
+
+    /// The node of a select for a shape's role, and whether it was there before.
+    pub fn enter(
+        &mut self,
+        select: &Select,
+        children: Vec<usize>,
+        definition: Rc<Definition>,
+        origin: Origin,
+        is_root: bool,
+    ) -> (usize, bool) {
+        let identity = format!("{} {is_root} {}", definition.role, select.identity);
+        let identity = xxhash_rust::xxh3::xxh3_128(identity.as_bytes());
+        if let Some(known) = self.by_identity.get(&identity) {
+            return (*known, true);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.nodes.push(None);
+            self.nodes.len() - 1
+        });
+        for child in &children {
+            self.get_mut(*child).parents.push(number);
+        }
+        let depth = children
+            .iter()
+            .map(|child| self.get(*child).depth + 1)
+            .max();
+        self.by_identity.insert(identity, number);
+        self.nodes[number] = Some(Node {
+            definition,
+            origin,
+            children,
+            parents: Vec::new(),
+            depth: depth.unwrap_or(0),
+            set: Set::default(),
+            shapes: if is_root {
+                Vec::new()
+            } else {
+                vec![id_of(number)]
+            },
+            is_root,
+            identity,
+        });
+        (number, false)
+    }
+
+    /// A shape has the rows of a node.
+    pub fn follow(&mut self, node: usize, shape: i32) {
+        self.get_mut(node).shapes.push(shape);
+        self.roots.insert(shape, node);
+    }
+
+    /// A shape is no more. Returns ids under which the feed knows inner selects that nobody needs any more.
+    pub fn leave(&mut self, shape: i32) -> Vec<i32> {
+        let Some(node) = self.roots.remove(&shape) else {
+            return Vec::new();
+        };
+        self.get_mut(node).shapes.retain(|other| *other != shape);
+        let mut unused = Vec::new();
+        self.drop_unused(node, &mut unused);
+        unused
+    }
+
+    /// Drops a node that nobody needs, and what nobody needs then.
+    pub fn drop_unused(&mut self, number: usize, unused: &mut Vec<i32>) {
+        let node = self.get(number);
+        if !node.parents.is_empty() || (node.is_root && !node.shapes.is_empty()) {
+            return;
+        }
+        let node = self.nodes[number].take().expect("it was just there");
+        self.by_identity.remove(&node.identity);
+        self.free.push(number);
+        if !node.is_root {
+            unused.push(id_of(number));
+        }
+        for child in node.children {
+            let parents = &mut self.get_mut(child).parents;
+            let place = parents.iter().position(|parent| *parent == number);
+            place.map(|place| parents.swap_remove(place));
+            self.drop_unused_once(child, unused);
+        }
+    }
+
+    /// The same of one that may be no more.
+    pub fn drop_unused_once(&mut self, number: usize, unused: &mut Vec<i32>) {
+        if self.nodes[number].is_some() {
+            self.drop_unused(number, unused);
+        }
+    }
+
+    /// The table of each inner select, with the number of its values.
+    pub fn sizes(&self) -> Vec<(String, usize)> {
+        let inner = self.nodes.iter().flatten().filter(|node| !node.is_root);
+        let size = |node: &Node| {
+            let Definition { schema, table, .. } = &*node.definition;
+            (qualified(schema, table), node.set.values().len())
+        };
+        inner.map(size).collect()
+    }
+
+    /// The shapes that depend on a node.
+    pub fn shapes_above(&self, number: usize) -> Vec<i32> {
+        let Some(node) = self.nodes.get(number).and_then(Option::as_ref) else {
+            return Vec::new();
+        };
+        if node.is_root {
+            return node.shapes.clone();
+        }
+        let above = node
+            .parents
+            .iter()
+            .flat_map(|parent| self.shapes_above(*parent));
+        let mut above: Vec<i32> = above.collect();
+        above.sort_unstable();
+        above.dedup();
+        above
+    }
+
+    /// The definition of a table for a role, as far as reading its rows needs one.
+    pub fn table(
+        &mut self,
+        relid: u32,
+        role: &str,
+        make: impl FnOnce() -> Option<Definition>,
+    ) -> Option<Rc<Definition>> {
+        let name = (relid, role.to_string());
+        if let Some(known) = self.tables.get(&name) {
+            return Some(known.clone());
+        }
+        let made = Rc::new(make()?);
+        self.tables.insert(name, made.clone());
+        Some(made)
+    }
+
+    /// What the rows of a node are. To be called while acting as its role.
+    pub fn select(&self, number: usize) -> Result<Rc<Select>> {
+        let Origin { relid, text, place } = &self.get(number).origin;
+        let mut last = self.last.borrow_mut();
+        let analyzed = match &mut *last {
+            Some((other, analyzed)) if Rc::ptr_eq(other, text) => analyzed,
+            none => {
+                let analyzed = expr::analyze_subqueries(Oid::from_u32(*relid), text, &[], None);
+                let analyzed = analyzed
+                    .map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
+                &mut none.insert((text.clone(), analyzed)).1
+            }
+        };
+        let select = analyzed
+            .selects()
+            .get(*place)
+            .map(|select| Rc::clone(select));
+        select.ok_or_else(changed)
+    }
+
+    /// What is compiled or analyzed may be so no more.
+    pub fn renew(&mut self) {
+        self.last.take();
+        self.tables.clear();
+    }
+
+    /// The rows of a node, its memberships' sets being what they are now. As [`Select::freeze`].
+    pub fn frozen(&self, number: usize, select: &Select) -> Option<Where> {
+        let node = self.get(number);
+        let sets: Vec<_> = node
+            .children
+            .iter()
+            .map(|child| self.get(*child).set.values())
+            .collect();
+        select.freeze(&sets)
+    }
+
+    /// The same, the sets being what they were before these changes, by node.
+    pub fn frozen_before(
+        &self,
+        number: usize,
+        select: &Select,
+        changes: &HashMap<usize, Change>,
+    ) -> Option<Where> {
+        let node = self.get(number);
+        let values = |child: &usize| {
+            let set = &self.get(*child).set;
+            match changes.get(child) {
+                Some(change) => set.values_before(&change.values),
+                None => set.values(),
+            }
+        };
+        let sets: Vec<_> = node.children.iter().map(values).collect();
+        select.freeze(&sets)
+    }
+
+    /// Reads the set of an inner select as of a position, which its children's sets are of; it is right from the second
+    /// position on, as what ended a table's epoch in between was no change of rows.
+    pub fn load(
+        &mut self,
+        number: usize,
+        select: &Select,
+        later: &mut Later<'_>,
+        (position, begun): (i64, i64),
+    ) -> Result<()> {
+        let clause = self.frozen(number, select);
+        let node = self.get(number);
+        let mut table = open(&node.definition)?;
+        let mut reader = Reader::new(select);
+        let mut delta = Delta::default();
+        let columns = places(select);
+        let query = rows::query(&node.definition, &table, &columns, clause.as_ref());
+        rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
+        let mut condition = Condition::new(select.relid, clause);
+        for entry in later
+            .of(&mut table, position, begun)?
+            .iter()
+            .filter(|entry| entry.position > position)
+        {
+            for effect in &entry.effects {
+                for (row, rows) in [(&effect.after, -1), (&effect.before, 1)] {
+                    if let Some(row) = row.as_ref().filter(|row| condition.matches(row)) {
+                        delta.add(reader.value(row), rows);
+                    }
+                }
+            }
+        }
+        self.get_mut(number).set.apply(delta);
+        Ok(())
+    }
+}
+
+/// Reads what rows contribute to a set.
+pub struct Reader {
+    scope: Scope,
+    outputs: Outputs,
+}
+
+impl Reader {
+    /// Of a select whose table is locked.
+    pub fn new(select: &Select) -> Reader {
+        Reader {
+            scope: Scope::of(Oid::from_u32(select.relid)),
+            outputs: select.outputs(),
+        }
+    }
+
+    /// The value of a row.
+    pub fn value(&mut self, row: &Row) -> Value {
+        self.scope.texts(&self.outputs, row).into()
+    }
+}
+
+/// Opens a node's table.
+pub fn open(definition: &Definition) -> Result<Table> {
+    let Definition {
+        relid,
+        schema,
+        table,
+        key,
+        ..
+    } = definition;
+    Table::open(*relid, schema, table, key).ok_or_else(changed)
+}
