@@ -78,7 +78,8 @@ function conditions(random) {
     const text = `(${sides.join(pick([' and ', ' and ', ' or ']))})`
     return chance(0.08) ? `not ${text}` : text
   }
-  return { next: () => tree(2) }
+  const range = () => (chance(0.5) ? prefix() : order(pick(columns)))
+  return { next: () => (chance(0.25) ? [range(), `${range()} and ${range()}`, `${range()} or ${atom()}`][below(3)] : tree(2)) }
 }
 
 function transaction({ pick, below, chance }) {
@@ -137,6 +138,7 @@ function byShape(rows) {
 test(`routed is what each where clause alone says (seed ${seed})`, async () => {
   const random = randomFrom(seed)
   const { client } = site
+  await client.query('set intervalstyle = iso_8601') // as it is where clauses are evaluated
   await client.query("call shapefeed.track('r')")
   await site.sql(Array.from({ length: 40 }, () => transaction(random)).join('\n'))
   await sequenced(client)
@@ -150,8 +152,10 @@ test(`routed is what each where clause alone says (seed ${seed})`, async () => {
     else refused++
   }
   assert.ok(refused < 8 * SHAPES, `${refused} of the conditions are refused`)
-  const indexed = shapes.filter(({ definition }) => / = /.test(definition.where ?? '')).length
-  assert.ok(indexed > SHAPES / 2, `only ${indexed} have an equality`)
+  const having = (pattern) => shapes.filter(({ definition }) => pattern.test(definition.where ?? '')).length
+  assert.ok(having(/ = /) > SHAPES / 3, `only ${having(/ = /)} have an equality`)
+  assert.ok(having(/ [<>]=? /) > SHAPES / 4, `only ${having(/ [<>]=? /)} have a range`)
+  assert.ok(having(/ ~~ | \^@ |starts_with/) > SHAPES / 8, `only ${having(/ ~~ | \^@ |starts_with/)} have a prefix`)
 
   const feed = await site.database.connect()
   const from = await attach(feed, shapes)
@@ -282,6 +286,7 @@ test('what is compiled is dropped when what it is made of changes', async () => 
 test('explain_shape says of 1,000 random rows what SELECT says', async () => {
   const random = randomFrom(seed + 1)
   const { client } = site
+  await client.query('set intervalstyle = iso_8601') // as it is where clauses are evaluated
   await client.query('delete from r')
   for (let id = 1; id <= 1000; id++) {
     const some = columns.filter(() => random.chance(0.8))

@@ -1,7 +1,7 @@
 //! Intervals, found by a value that lies in them. Pure: what a value and an end are is for others to say.
 //!
 //! They are in runs, each sorted by low ends and seen as a balanced tree: the middle is the root, what is before and after it
-//! are its subtrees. For each subtree is known which of its intervals ends last. A new interval is a run of its own; runs
+//! are its subtrees. Of each root with what is before it is known which interval ends last. A new interval is a run of its own; runs
 //! that are not longer than what comes after them are merged, so there are few, and adding one costs little more than
 //! sorting all once would. When looking into several has cost what merging them costs, they become one.
 
@@ -31,13 +31,17 @@ pub struct Intervals<I> {
     looked: usize,
 }
 
-type Run = Vec<Node>;
+struct Run {
+    tree: Vec<Node>,
+    /// Which of all ends last.
+    last: u32,
+}
 
 /// The root of a subtree. Intervals are meant by their places in `all`.
 #[derive(Clone, Copy)]
 struct Node {
     interval: u32,
-    /// Which of the subtree ends last.
+    /// Which of this and those before it in the subtree ends last.
     last: u32,
 }
 
@@ -72,21 +76,22 @@ impl<I> Intervals<I> {
     /// Adds a run, after merging it with those before it for whose lengths `joins` says so.
     fn add(
         &mut self,
-        mut added: Run,
+        mut tree: Vec<Node>,
         joins: impl Fn(usize, usize) -> bool,
         ends: &mut impl Ends<Interval = I>,
     ) {
         let mut kept = self.runs.len();
-        while kept > 0 && joins(self.runs[kept - 1].len(), added.len()) {
+        while kept > 0 && joins(self.runs[kept - 1].tree.len(), tree.len()) {
             kept -= 1;
-            added = self.merge(&self.runs[kept], &added, ends);
+            tree = self.merge(&self.runs[kept].tree, &tree, ends);
         }
-        self.find_last(&mut added, ends);
-        self.runs.truncate(kept);
-        self.runs.push(added);
+        if let Some(last) = self.find_last(&mut tree, ends) {
+            self.runs.truncate(kept);
+            self.runs.push(Run { tree, last });
+        }
     }
 
-    fn merge(&self, a: &[Node], b: &[Node], ends: &mut impl Ends<Interval = I>) -> Run {
+    fn merge(&self, a: &[Node], b: &[Node], ends: &mut impl Ends<Interval = I>) -> Vec<Node> {
         let mut merged = Vec::with_capacity(a.len() + b.len());
         let (mut a, mut b) = (a, b);
         while let ([first, rest_a @ ..], [second, rest_b @ ..]) = (a, b) {
@@ -106,23 +111,27 @@ impl<I> Intervals<I> {
         merged
     }
 
-    /// Which of a subtree ends last, found for all of its subtrees, too.
+    /// Finds what ends last in all of a tree's subtrees; returns which of the tree does.
     fn find_last(&self, tree: &mut [Node], ends: &mut impl Ends<Interval = I>) -> Option<u32> {
-        let root = tree.len() / 2;
-        let mut last = tree.get(root)?.interval;
-        for part in [0..root, root + 1..tree.len()] {
-            let Some(other) = self.find_last(&mut tree[part], ends) else {
-                continue;
-            };
-            if ends
-                .highs(self.interval(other), self.interval(last))
-                .is_gt()
-            {
-                last = other;
-            }
-        }
-        tree[root].last = last;
-        Some(last)
+        let (before, rest) = tree.split_at_mut(tree.len() / 2);
+        let (root, after) = rest.split_first_mut()?;
+        let before = self.find_last(before, ends);
+        root.last = self.later(Some(root.interval), before, ends)?;
+        let after = self.find_last(after, ends);
+        self.later(Some(root.last), after, ends)
+    }
+
+    fn later(
+        &self,
+        one: Option<u32>,
+        other: Option<u32>,
+        ends: &mut impl Ends<Interval = I>,
+    ) -> Option<u32> {
+        let (Some(a), Some(b)) = (one, other) else {
+            return one.or(other);
+        };
+        let place = ends.highs(self.interval(b), self.interval(a));
+        Some(if place.is_gt() { b } else { a })
     }
 
     fn interval(&self, place: u32) -> &I {
@@ -142,7 +151,9 @@ impl<I> Intervals<I> {
             self.looked = 0;
         }
         for run in &self.runs {
-            self.visit(run, value, ends, &mut each);
+            if ends.stays(value, self.interval(run.last)) {
+                self.visit(&run.tree, value, ends, &mut each);
+            }
         }
     }
 
@@ -153,22 +164,35 @@ impl<I> Intervals<I> {
         ends: &mut E,
         each: &mut impl FnMut(u32),
     ) {
-        while !tree.is_empty() {
-            let (before, rest) = tree.split_at(tree.len() / 2);
-            let (root, after) = (rest[0], &rest[1..]);
-            if !ends.stays(value, self.interval(root.last)) {
-                return;
+        while let (before, [root, after @ ..]) = tree.split_at(tree.len() / 2) {
+            if ends.reaches(value, self.interval(root.interval)) {
+                self.visit_reached(before, root, value, ends, each);
+                tree = after;
+            } else {
+                tree = before;
             }
-            let (interval, number) = &self.all[root.interval as usize];
-            if !ends.reaches(value, interval) {
-                tree = before; // nor does it reach what is after it
-                continue;
-            }
-            self.visit(before, value, ends, each);
-            if root.last == root.interval || ends.stays(value, interval) {
-                each(*number);
-            }
-            tree = after;
+        }
+    }
+
+    /// As above, for a root and what is before it, where the value is not below any.
+    fn visit_reached<E: Ends<Interval = I>>(
+        &self,
+        mut before: &[Node],
+        root: &Node,
+        value: E::Value,
+        ends: &mut E,
+        each: &mut impl FnMut(u32),
+    ) {
+        if !ends.stays(value, self.interval(root.last)) {
+            return;
+        }
+        let (interval, number) = &self.all[root.interval as usize];
+        if root.last == root.interval || ends.stays(value, interval) {
+            each(*number);
+        }
+        while let (first, [root, after @ ..]) = before.split_at(before.len() / 2) {
+            self.visit_reached(first, root, value, ends, each);
+            before = after;
         }
     }
 
