@@ -1,7 +1,7 @@
 // Where clauses with subqueries over HTTP: what comes in and goes out as memberships come and go, and in which words.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { served, startSidecar, waitFor } from '../lib/index.mjs'
+import { ok, served, startSidecar, waitFor } from '../lib/index.mjs'
 import { follow, untilSame } from '../lib/followers.mjs'
 import { startProxy } from '../lib/proxy.mjs'
 import { fewRows, followed, foundation, same, visibleTo } from './setup.mjs'
@@ -175,6 +175,52 @@ test('snapshots in chunks, read while memberships change', async () => {
   const second = await sidecar.api.get({ ...params, handle: first.handle, offset: first.offset })
   const old = [...first.operations, ...second.operations].map(({ value }) => value.workspace_id)
   assert.deepEqual([...new Set(old)].filter((id) => !['3', '4'].includes(id)), [], 'a later chunk is as of the same position')
+})
+
+/** Commits SQL that gets no position until `meanwhile` is over. */
+async function unsequenced(sql, meanwhile) {
+  const holder = await site.database.connect()
+  await holder.query('begin')
+  await holder.query(`comment on extension shapefeed is 'no step now'`) // conflicts with the sequencing lock
+  try {
+    await site.client.query(sql)
+    return await meanwhile()
+  } finally {
+    await holder.query('commit')
+    await holder.end()
+  }
+}
+
+test('what has committed and has no position yet is in no snapshot, no subset and no set that a feed begins with', async () => {
+  await site.sql(`insert into users select i, 'new' from generate_series(11, 14) i; insert into company_members values (2, 14)`)
+  const chunked = await site.another({ env: { SHAPEFEED_CHUNK_BYTES: '100' } })
+  const shapes = [['workspaces', 11], ['workspaces', 12], ['folders', 13], ['workspaces', 14]].map(([table, user]) => ofUser(table, user))
+  const apis = [site.api, chunked.api, chunked.api, chunked.api]
+  await followed(site, shapes[2]) // the table is tracked by then
+  const known = await followed(site, shapes[3])
+  await known.until(({ rows }) => rows.size === 2) // all up to here has a position
+  const change = 'insert into company_members select 1, i from generate_series(11, 14) i; delete from company_members where (company_id, user_id) = (2, 14)'
+  const followers = await unsequenced(`begin; ${change}; commit`, async () => {
+    const subset = ok(await site.api.get({
+      table: 'workspaces', where: visibleTo.workspaces, 'params[1]': '11', log: 'changes_only', offset: 'now', subset__order_by: 'id', subset__limit: '9',
+    }))
+    assert.deepEqual(subset.json.data, [], 'a subset')
+    const followers = await Promise.all(shapes.map((shape, i) => followed(site, shape, apis[i])))
+    assert.equal(followers.map(({ rows }) => rows.size).join(), '0,0,0,2', 'snapshots')
+    assert.deepEqual(new Set(followers[3].values.map(({ company_id: company }) => company)), new Set(['2']))
+    await Promise.all(followers.map((follower) => follower.live())) // has the feed attach them
+    assert.equal(followers.map(({ seen }) => seen.length).join(), '0,0,0,0')
+    return followers
+  })
+  for (const [i, follower] of followers.entries()) {
+    const { table, where, params } = shapes[i]
+    const { rowCount } = await site.client.query(`select from ${table} where ${where}`, params)
+    const gone = follower.rows.size
+    await follower.until(({ seen }) => seen.length >= rowCount + gone)
+    const told = follower.seen.map(({ headers }) => headers.operation).sort()
+    assert.deepEqual(told, [...Array(gone).fill('delete'), ...Array(rowCount).fill('insert')], `${table} of ${params}`)
+    await same(site, follower, shapes[i])
+  }
 })
 
 test('after a killed sidecar and a crash of Postgres a client goes on, and starts over never', async () => {

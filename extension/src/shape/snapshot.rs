@@ -110,20 +110,18 @@ impl Snapshot {
                 .ok_or_else(bad_cursor)
         });
         let after = after.transpose()?;
-        if after.is_none() && self.fits_one_chunk(&table, &selection, &overlay)? {
+        let query = |order| selection.query(definition, &table, order);
+        let physical = query(Order::Physical);
+        let by_key = query(Order::Key(after.as_deref()));
+        if after.is_none() && self.fits_one_chunk(&physical, &table, &selection, &overlay)? {
             return Ok(());
         }
         self.pieces = Pieces::default();
-        let query = selection.query(
-            &self.request.definition,
-            &table,
-            Order::Key(after.as_deref()),
-        );
         // A key that the client made up may be no value of its type.
         let base = match after {
-            None => Cursor::open(&query, Goal::FirstRows),
+            None => Cursor::open(&by_key, Goal::FirstRows),
             Some(_) => {
-                attempt(|| Cursor::open(&query, Goal::FirstRows)).map_err(|_| bad_cursor())?
+                attempt(|| Cursor::open(&by_key, Goal::FirstRows)).map_err(|_| bad_cursor())?
             }
         };
         self.rows = Some(Rows::new(
@@ -140,6 +138,7 @@ impl Snapshot {
     /// Reads rows as they are stored, those of the overlay last, until they are more than a chunk takes; true if they are not.
     fn fits_one_chunk(
         &mut self,
+        query: &str,
         table: &Table,
         selection: &Selection,
         overlay: &Overlay,
@@ -148,8 +147,7 @@ impl Snapshot {
         let pieces = &mut self.pieces;
         let scratch = Context::new();
         let mut writer = RowWriter::of_query(selection, table);
-        let query = selection.query(&self.request.definition, table, Order::Physical);
-        let base = Cursor::open(&query, Goal::AllRows);
+        let base = Cursor::open(query, Goal::AllRows);
         let mut pace = Pace::default();
         let mut more = true;
         while more && pieces.bytes < threshold {
