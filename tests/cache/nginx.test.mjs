@@ -159,7 +159,7 @@ test('what must not be kept is not: refreshes and errors', async () => {
   assert.ok(performance.now() - began < 3000, 'they do not wait for each other')
   assert.ok(together.every(({ status, headers }) => status === 200 && headers['x-cache'] === 'BYPASS'))
   await client.query('insert into fresh values (1)')
-  assert.equal((await refresh()).operations.length, 1)
+  await waitFor(async () => (await refresh()).operations.length === 1, { what: 'a refresh has the change' })
   const wrong = () => cached.get({ table: 'later', offset: '-1' })
   assert.equal((await wrong()).status, 400)
   await client.query('create table later (id int primary key)')
