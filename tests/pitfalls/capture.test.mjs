@@ -61,6 +61,17 @@ test('C1 storage swapped between two changes of a transaction ends the epoch', a
   assert.deepEqual(endsOf(await database.sequenced(), relid), ['track', 'storage'])
 })
 
+test('tracked by several at the same time: one of them begins the table, the others find it begun', async () => {
+  const database = await trackedDatabase(cluster, '', [])
+  const sessions = await Promise.all([1, 2, 3, 4].map(() => database.connect()))
+  for (let i = 0; i < 10; i++) {
+    await database.query(`create table t${i} (id int primary key)`)
+    await Promise.all(sessions.map((session) => session.query(`call shapefeed.track('t${i}')`)))
+    const [{ relid }] = await database.query(`select 't${i}'::regclass::oid relid`)
+    assert.deepEqual(endsOf(await database.sequenced(), relid), ['track'])
+  }
+})
+
 test('C7 the first capture of a session, inside a savepoint, of a library that was not preloaded', async () => {
   const database = await trackedDatabase(plain, 'create table n (id int primary key, v int); insert into n values (1, 0), (2, 0)', ['n'],
     { preloaded: false })

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::pg::owner;
 use crate::pg::relation::{self, Facts, Lock, Relation};
 use crate::pg::trigger::{self, ROW_TRIGGER, TRUNCATE_TRIGGER};
+use crate::pg::xact;
 
 /// Oids below are those of objects that initdb made.
 const FIRST_NORMAL_OID: u32 = 16384;
@@ -58,11 +59,13 @@ pub fn track(relid: u32) -> Result<()> {
     for &partition in &partitions {
         check_partition(&facts, partition, Lock::ShareRowExclusive)?;
     }
-    // One that is tracked, and has lost what captured it, may have lost changes before anybody noticed.
-    let new = as_owner(|| {
+    // One that is tracked, and has lost what captured it, may have lost changes before anybody noticed. The statement's own
+    // snapshot is older than the lock: it would not see that somebody else has just tracked the table.
+    let is_new = || {
         find(relid, Hold::No).is_none()
             || !Fingerprint::of(relid).is_some_and(|table| table.is_captured())
-    });
+    };
+    let new = xact::with_latest_snapshot(|| as_owner(is_new));
     at_work(|| install_triggers(relid, &partitions));
     let fingerprint = Fingerprint::of(relid).expect("it is locked");
     as_owner(|| {

@@ -94,6 +94,11 @@ pub struct Definition {
 }
 
 impl Definition {
+    /// The tables that it is about: its own, and those of its subqueries.
+    pub fn relations(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.relid).chain(self.inner.iter().map(|inner| inner.relid))
+    }
+
     /// Reads a definition that `shapefeed._define` gave out.
     pub fn from_jsonb(jsonb: JsonB) -> Result<Definition> {
         Definition::checked(serde_json::from_value(jsonb.0))

@@ -169,7 +169,7 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
 
 /// The same, by a log that is locked, under the active snapshot.
 pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<Batch> {
-    survey::require_seen(definition.relid)?;
+    definition.relations().try_for_each(survey::require_seen)?;
     let again = |why: &str| Error::TryAgain(why.into());
     let newest = log
         .newest_batch()

@@ -72,7 +72,7 @@ impl Snapshot {
         let mut table = place::open_table(definition)?;
         let log = Log::lock();
         let _latest = Latest::take();
-        survey::require_seen(definition.relid)?;
+        definition.relations().try_for_each(survey::require_seen)?;
         place::require(&log, *position)?;
         check_ends(&log, definition, &table, *position)?;
         let no_batch = || Error::MustRefetch("the position is not the end of a batch".into());
