@@ -159,30 +159,15 @@ pub fn max_databases() -> usize {
     MAX_DATABASES.get() as usize
 }
 
-/// Schemas in which the names in a where clause are looked up.
-pub fn search_path() -> String {
-    text(&SEARCH_PATH)
-}
-
-/// Functions that a where clause may call beside those of pg_catalog and extensions.
-pub fn allowed_functions() -> Vec<String> {
-    list(&ALLOWED_FUNCTIONS)
-}
-
 /// Databases that the launcher visits; empty = all.
 pub fn databases() -> Vec<String> {
     list(&DATABASES)
 }
 
-fn text(setting: &GucSetting<Option<CString>>) -> String {
-    setting
-        .get()
-        .map(|value| value.to_string_lossy().into_owned())
-        .unwrap_or_default()
-}
-
 fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
-    text(setting)
+    let value = setting.get().unwrap_or_default();
+    value
+        .to_string_lossy()
         .split(',')
         .map(|item| item.trim().to_string())
         .filter(|item| !item.is_empty())

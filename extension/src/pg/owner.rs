@@ -59,10 +59,3 @@ pub fn owns_relation(relid: u32) -> bool {
         owns
     }
 }
-
-/// Row-level security applies to the current user on a relation.
-pub fn row_security_applies(relid: u32) -> bool {
-    // SAFETY: as above; `noError` = true makes it answer instead of raising.
-    let applies = unsafe { pg_sys::check_enable_rls(Oid::from_u32(relid), Oid::INVALID, true) };
-    applies == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
-}

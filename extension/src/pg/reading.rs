@@ -53,12 +53,6 @@ pub fn may_read() -> Result<()> {
     Ok(())
 }
 
-/// The server replays another one's WAL.
-pub fn in_recovery() -> bool {
-    // SAFETY: reads shared memory.
-    unsafe { pg_sys::RecoveryInProgress() }
-}
-
 /// Waits for an ACCESS SHARE lock on a relation, which need not exist.
 pub fn lock_shared(relid: pg_sys::Oid) {
     // SAFETY: the lock manager takes any oid.

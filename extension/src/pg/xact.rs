@@ -89,6 +89,9 @@ pub fn wal_insert_position() -> i64 {
     GetXLogInsertRecPtr() as i64
 }
 
+/// Microseconds from 1970 to Postgres' epoch, 2000.
+pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
 /// The clock, in seconds since 1970.
 pub fn clock_s() -> i64 {
     clock_us() / 1_000_000
@@ -96,8 +99,6 @@ pub fn clock_s() -> i64 {
 
 /// The clock, in microseconds since 1970.
 pub fn clock_us() -> i64 {
-    /// Microseconds from 1970 to Postgres' epoch, 2000.
-    const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
     GetCurrentTimestamp() + POSTGRES_EPOCH_US
 }
 

@@ -11,6 +11,7 @@ use crate::pg::log_tables::{Ring, oids, open_member, or_null};
 use crate::pg::relation::Lock;
 use crate::pg::scan::{self, Direction};
 use crate::pg::snapshot::PgSnapshot;
+use crate::pg::xact::POSTGRES_EPOCH_US;
 
 /// The newest batch.
 #[derive(Clone, Debug)]
@@ -22,8 +23,6 @@ pub struct Newest {
     /// When it ended, in microseconds since 1970.
     pub ended_at_us: i64,
 }
-
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Reads the newest batch, as the active snapshot sees it: one backward probe in each member.
 pub fn newest() -> Option<Newest> {

@@ -2,7 +2,7 @@
 
 use super::definition::Replica;
 use super::message::{self, Change, Operation};
-use super::tuple::{Around, Effect, Key, Table, changed};
+use super::tuple::{Around, Effect, Table, changed};
 use crate::error::Result;
 use crate::pg::encode::Column;
 use crate::pg::image::Row;
@@ -241,12 +241,6 @@ fn stays(effects: &[Effect], sides: &[Side], place: usize) -> bool {
         let after = sides.get(place + 1);
         after.filter(is_other).is_some_and(|other| other.is_in)
     }
-}
-
-/// A key as text, for people.
-pub fn key_text(key: &Key) -> String {
-    let json = [b"\"", &key[..], b"\""].concat();
-    serde_json::from_slice(&json).unwrap_or_default()
 }
 
 /// A finished message as text.

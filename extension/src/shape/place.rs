@@ -12,6 +12,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
 use crate::pg::relation::{self, Lock, Relation, our_namespace, relation_oid};
 use crate::pg::scan::{self, Direction};
+use crate::pg::xact;
 
 /// What can be done with a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub fn bounds(log: &Log) -> Option<Bounds> {
         eras: eras(),
         floor,
         head,
-        in_recovery: reading::in_recovery(),
+        in_recovery: xact::in_recovery(),
     })
 }
 
@@ -100,7 +101,7 @@ pub fn place(log: &Log, position: i64) -> Place {
         Some(bounds) => bounds.place(position, |up_to| {
             log.newest_batch_up_to(up_to).map(|batch| batch.position)
         }),
-        None if reading::in_recovery() => Place::Later,
+        None if xact::in_recovery() => Place::Later,
         None => Place::Gone("nothing has been sequenced yet"),
     }
 }
@@ -116,14 +117,8 @@ pub fn require(log: &Log, position: i64) -> Result<()> {
 
 /// The table of a shape; an error when it is gone.
 pub fn open_table(definition: &Definition) -> Result<Table> {
-    let Definition {
-        relid,
-        schema,
-        table,
-        key,
-        ..
-    } = definition;
-    Table::open(*relid, schema, table, key).ok_or_else(|| {
+    Table::of(definition).ok_or_else(|| {
+        let Definition { schema, table, .. } = definition;
         let message = format!("table \"{schema}\".\"{table}\" does not exist");
         Error::Sql(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, "")
     })

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use pgrx::pg_sys::{Datum, Oid};
 
+use super::definition::Definition;
 use super::family::{Family, PARTITIONED};
 use super::message;
 use super::net::{self, Chain, Keyed, Version};
@@ -68,6 +69,18 @@ pub struct Around<'a> {
 }
 
 impl Table {
+    /// Opens the table of a shape; None when it is gone.
+    pub fn of(definition: &Definition) -> Option<Table> {
+        let Definition {
+            relid,
+            schema,
+            table,
+            key,
+            ..
+        } = definition;
+        Table::open(*relid, schema, table, key)
+    }
+
     /// Opens and locks a table with its partitions. None when it is gone.
     pub fn open(relid: u32, schema: &str, table: &str, key: &[String]) -> Option<Table> {
         let relation = Relation::open(Oid::from_u32(relid), Lock::AccessShare)?;
@@ -358,22 +371,6 @@ impl Table {
         }
     }
 
-    /// Two rows have the same values in these columns. What only one of them has out of line is fetched.
-    pub fn same(
-        &mut self,
-        a: &mut Row,
-        b: &mut Row,
-        columns: &[usize],
-        around: &Around<'_>,
-    ) -> Result<bool> {
-        for column in columns {
-            if !self.same_value(a, b, *column, around)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Two rows have the same value in a column.
     pub fn same_value(
         &mut self,
@@ -392,23 +389,6 @@ impl Table {
             (Some(a), Some(b)) => self.scratch.run(|| kind.same(a, b)),
             _ => false,
         })
-    }
-
-    /// Appends members of a JSON object: these columns of a row, whose out-of-line values are fetched.
-    pub fn put_members(
-        &mut self,
-        columns: &mut [Column],
-        row: &mut Row,
-        around: &Around<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
-        if row.is_external() {
-            let places: Vec<usize> = columns.iter().map(|column| column.index).collect();
-            self.fetch(row, &places, around)?;
-        }
-        self.scratch
-            .run(|| put_members(columns, |index| row.get(index), out));
-        Ok(())
     }
 }
 

@@ -340,12 +340,5 @@ impl Reader {
 
 /// Opens a node's table.
 pub fn open(definition: &Definition) -> Result<Table> {
-    let Definition {
-        relid,
-        schema,
-        table,
-        key,
-        ..
-    } = definition;
-    Table::open(*relid, schema, table, key).ok_or_else(changed)
+    Table::of(definition).ok_or_else(changed)
 }
