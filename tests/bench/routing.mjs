@@ -22,7 +22,7 @@ const schema = `
   create table items (id int primary key, company_id int, owner text, status text, title text, meta jsonb, n int,
     place int, amount numeric, code text);
   insert into items select i, case when i <= ${CHANGES} then 1 + i % ${FEW} when i <= ${2 * CHANGES} then i else 1000000 + i end,
-    case when i <= ${2 * CHANGES} then 'owner ' || i else 'nobody' end, 'open', 'Title of item number ' || i || ', as long as titles are', jsonb_build_object('who', 'user' || i % 1000, 'k', i % 10), 0
+    'owner ' || case when i <= ${CHANGES} then 1 + i % ${FEW} when i <= ${2 * CHANGES} then i else 1000000 + i end, 'open', 'Title of item number ' || i || ', as long as titles are', jsonb_build_object('who', 'user' || i % 1000, 'k', i % 10), 0
     from generate_series(1, ${3 * CHANGES}) i;
   update items set place = 10 * company_id + id % 10, amount = 10 * company_id, code = company_id || '/' || id;
   call shapefeed.track('items'); vacuum analyze items; checkpoint;`
