@@ -124,7 +124,7 @@ export class Client {
   refused(answer) {
     const handle = answer.headers['electric-handle']
     assert.notEqual(handle, this.handle, 'a 409 names another handle')
-    this.books.conflicts.push({ shape: this.shape, handle: this.handle, offset: this.offset, replacement: handle })
+    this.books.conflicts.push({ shape: this.shape, handle: this.handle, offset: this.offset, replacement: handle, trail: [...this.trail] })
     this.begin(this.handle)
   }
 

@@ -113,18 +113,20 @@ export class Site {
       books.checked += compare(truth, shape, this.clients.filter((client) => client.shape === shape))
       await assertSelect(this, shape)
     }
-    for (const conflict of books.conflicts) this.assertLegal(conflict)
+    for (const conflict of books.conflicts) await this.assertLegal(conflict)
   }
 
   /**
    * A 409 is legal when something ended the handle: after its snapshot, and before it was used; or when all columns are not
    * what they were, so that the request now is for another shape.
    */
-  assertLegal({ shape, handle, offset, replacement }) {
+  async assertLegal({ shape, handle, offset, replacement, trail = [] }) {
     const [hash, pin] = handle.split('-')
     const ended = this.ends.some((end) => (end.table === shape.table || end.shape === shape) && end.position >= BigInt(pin))
     const another = shape.table.added.length > 0 && shape.request.columns === undefined && ![undefined, hash].includes(replacement?.split('-')[0])
-    assert.ok(ended || another, `409 for ${handle} at ${offset}, which nothing ended: ${describe(shape)}`)
+    if (ended || another) return
+    const reasons = await Promise.all(this.sidecars.map(reasonsOf))
+    assert.fail(`409 for ${handle} at ${offset}, now ${replacement}, which nothing ended: ${describe(shape)}\n${trail.join('\n')}\n${reasons.join('\n')}`)
   }
 
   /** Kills something, and counts whether requests were under way. */
@@ -188,12 +190,18 @@ export class Site {
         const answer = await fetch(`${sidecar.url}${path}`)
         const text = await answer.text()
         if (answer.status === 200) this.books.keep(path, text, answer.headers, shape)
-        else if (answer.status === 409) this.assertLegal({ shape, handle: new URLSearchParams(path.split('?')[1]).get('handle') ?? '0-0-0', offset: path, replacement: answer.headers.get('electric-handle') ?? undefined })
+        else if (answer.status === 409) await this.assertLegal({ shape, handle: new URLSearchParams(path.split('?')[1]).get('handle') ?? '0-0-0', offset: path, replacement: answer.headers.get('electric-handle') ?? undefined })
         else assert.equal(answer.status, 503, text)
       }
     }
     return this.books.repeated - before
   }
+}
+
+/** Why a sidecar has answered with 409. */
+async function reasonsOf({ url, port }) {
+  const lines = (await (await fetch(`${url}/metrics`)).text()).split('\n')
+  return lines.filter((line) => line.startsWith('shapefeed_refetches_total')).map((line) => `${port} ${line}`).join('\n')
 }
 
 function follow(client, goal) {

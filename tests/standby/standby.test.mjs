@@ -99,6 +99,34 @@ test('a position that the standby has not replayed is not yet there: 503, never 
   }
 })
 
+test('a position that the standby shows before the primary has ended its commit is not yet there: 503, never 409', async () => {
+  const first = await get(near, 'offset=-1')
+  const handle = first.headers.get('electric-handle')
+  await first.text()
+  const [writer, reader] = [await database.connect(), await standby.connect({ database: database.name })]
+  const head = async (session) => (await session.query('select head from shapefeed._head()')).rows[0].head
+  const before = await head(writer)
+  // A commit that waits for a standby that is not there: written and replayed, but not seen by others here.
+  await primary.psql(`alter system set synchronous_standby_names = '2 (*, nobody)'`)
+  await primary.psql('select pg_reload_conf()')
+  try {
+    await writer.query(`set synchronous_commit = local; update items set v = 'early' where id = 9`)
+    const early = await waitFor(async () => {
+      const now = await head(reader)
+      return now !== before && now
+    }, { what: 'the standby shows the position' })
+    assert.equal(await head(writer), before, 'the primary does not')
+    const ahead = await get(near, `offset=${early}_0&handle=${handle}`)
+    assert.equal(ahead.status, 503, await ahead.text())
+  } finally {
+    await primary.psql('alter system reset synchronous_standby_names')
+    await primary.psql('select pg_reload_conf()')
+  }
+  const now = await head(reader)
+  await waitFor(async () => (await get(near, `offset=${now}_0&handle=${handle}`)).status === 200)
+  for (const session of [writer, reader]) await session.end()
+})
+
 test('what a standby cannot do is refused clearly', async () => {
   await database.psql('create table untracked (id int primary key);')
   await waitFor(async () => (await standby.psql("select to_regclass('untracked')", { database: database.name })) === 'untracked')

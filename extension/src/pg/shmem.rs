@@ -17,6 +17,8 @@ pub struct Slot {
     database: AtomicU32,
     /// Newest position that is durable and visible; 0 = not known yet.
     pub head: AtomicI64,
+    /// Newest position of a step that commits or has: a standby may show it before this server does.
+    pub committing: AtomicI64,
     /// The era of this incarnation of the shared memory has begun.
     pub era_begun: AtomicBool,
     /// Somebody asks the launcher to start a sequencer.
@@ -151,6 +153,7 @@ impl Slot {
     /// Its database is gone: another one may have the slot.
     pub fn release(&self) {
         self.head.store(0, Ordering::Release);
+        self.committing.store(0, Ordering::Release);
         self.era_begun.store(false, Ordering::Release);
         self.wanted.store(false, Ordering::Release);
         self.paused_until_us.store(0, Ordering::Release);

@@ -12,6 +12,8 @@ pub mod step;
 pub mod wait;
 pub mod worker;
 
+use std::sync::atomic::Ordering;
+
 use crate::pg::{database, shmem};
 
 /// A transaction of this backend that wrote the log has committed.
@@ -29,4 +31,10 @@ pub fn prepared_transaction_ended() {
     if let Some(slot) = shmem::existing_slot(database::current()) {
         slot.wake_worker();
     }
+}
+
+/// Newest position of this database that its sequencer has begun to commit; 0 if it has not since the server started.
+pub fn committing() -> i64 {
+    shmem::existing_slot(database::current())
+        .map_or(0, |slot| slot.committing.load(Ordering::Acquire))
 }

@@ -79,6 +79,7 @@ pub fn step(state: &State, era: Era) -> State {
         transactions: &transactions,
     };
     batch.write();
+    announce(batch.position);
     rest.leave();
     for (n, transaction) in transactions.iter().enumerate() {
         carry_out_notes(transaction, batch.position_of(n));
@@ -87,6 +88,14 @@ pub fn step(state: &State, era: Era) -> State {
         position: batch.position,
         snapshot: now,
         rest,
+    }
+}
+
+/// Says that a position is about to commit. Between the commit record and the end of the commit here, a standby may have shown
+/// the position already: who brings it here then is early, not wrong.
+fn announce(position: i64) {
+    if let Some(slot) = shmem::existing_slot(database::current()) {
+        slot.committing.fetch_max(position, Ordering::AcqRel);
     }
 }
 

@@ -13,13 +13,14 @@ use crate::pg::reading::{self, Latest};
 use crate::pg::relation::{self, Lock, Relation, our_namespace, relation_oid};
 use crate::pg::scan::{self, Direction};
 use crate::pg::xact;
+use crate::sequence;
 
 /// What can be done with a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The log can be read from here.
     Here,
-    /// The server has not replayed it yet.
+    /// The server has not replayed it yet, or is just committing it.
     Later,
     /// The log does not reach here, or never did.
     Gone(&'static str),
@@ -34,6 +35,8 @@ pub struct Bounds {
     pub floor: i64,
     /// The newest position.
     pub head: i64,
+    /// The newest one that the sequencer has begun to commit.
+    pub committing: i64,
     /// The server replays another one's WAL, and will have more.
     pub in_recovery: bool,
 }
@@ -45,7 +48,7 @@ impl Bounds {
             return Place::Gone("the log does not reach back so far");
         }
         if position > self.head {
-            return if self.in_recovery {
+            return if self.in_recovery || position <= self.committing {
                 Place::Later
             } else {
                 Place::Gone("the position was never given out here")
@@ -69,6 +72,7 @@ pub fn bounds(log: &Log) -> Option<Bounds> {
         eras: eras(),
         floor,
         head,
+        committing: sequence::committing(),
         in_recovery: xact::in_recovery(),
     })
 }
@@ -318,6 +322,7 @@ mod tests {
             eras: vec![100, 500],
             floor: 105,
             head: 520,
+            committing: 521,
             in_recovery,
         };
         let last_up_to = |up_to: i64| {
@@ -335,7 +340,8 @@ mod tests {
         assert!(matches!(at(499, true), Place::Gone(_)));
         assert_eq!(at(500, false), Place::Here);
         assert_eq!(at(520, false), Place::Here);
-        assert!(matches!(at(521, false), Place::Gone(_)));
-        assert_eq!(at(521, true), Place::Later);
+        assert_eq!(at(521, false), Place::Later);
+        assert!(matches!(at(522, false), Place::Gone(_)));
+        assert_eq!(at(522, true), Place::Later);
     }
 }
