@@ -1,6 +1,7 @@
 // What it costs one feed session to find the shapes that a change concerns: by the number of shapes, and where no index
 // helps beside what Postgres pays for the same expression.
 import { readFileSync } from 'node:fs'
+import { startSidecar } from '../lib/index.mjs'
 import { benchDatabase } from './lib/cluster.mjs'
 import { untilSequenced } from './lib/log.mjs'
 import { memoryKiB } from './lib/processes.mjs'
@@ -56,6 +57,7 @@ export async function routing(cluster, only = '') {
   for (const [name, expression] of Object.entries(notIndexable)) {
     if (chosen(name)) await compare(database, name, expression)
   }
+  if (chosen('IN lists')) await lists(database)
   await database.client.end()
   await database.drop()
 }
@@ -184,4 +186,33 @@ async function queryTime({ client, pid }, expressions) {
   const started = cpuSeconds(pid)
   await client.query(sql)
   return (cpuSeconds(pid) - started) * 1e6
+}
+
+/** A shape of many values, until a session of the feed has it; over HTTP as far as a URL goes, until its snapshot is there. */
+async function lists(database) {
+  const among = (count, from) => `id in (${Array.from({ length: count }, (_, i) => from + i).join(',')})`
+  const session = await openSession(database)
+  await attach(session, [0], [await define(database.client, 'company_id = -1')])
+  const [sql, http] = [[], []]
+  for (let round = 0; round <= ROUNDS; round++) {
+    const clause = among(10_000, 1 + round)
+    const began = performance.now()
+    await attach(session, [round + 1], [await define(session.client, clause)])
+    if (round > 0) sql.push(performance.now() - began)
+  }
+  await session.client.end()
+  figure({ suite, name: 'IN of 10,000 values: defined and attached', value: median(sql), unit: ' ms', at: '<=', target: 50, absolute: true })
+
+  const sidecar = await startSidecar({ databaseUrl: database.url })
+  const rows = []
+  for (let round = 0; round <= ROUNDS; round++) {
+    const query = new URLSearchParams({ table: 'items', columns: 'id,n', where: among(1500, 1 + round), offset: '-1' })
+    const began = performance.now()
+    const answer = await fetch(`${sidecar.url}/v1/shape?${query}`)
+    rows.push((await answer.json()).filter(({ key }) => key).length)
+    if (round > 0) http.push(performance.now() - began)
+  }
+  await sidecar.stop()
+  check(suite, 'IN of 1,500 values: rows', rows.join(' '), Array(ROUNDS + 1).fill(1500).join(' '))
+  figure({ suite, name: 'IN of 1,500 values over HTTP, with its snapshot', value: median(http), unit: ' ms', at: '<=', target: 50, absolute: true })
 }
