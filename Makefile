@@ -1,5 +1,5 @@
 # Everything that one does here. The recipes are in scripts/, the settings in the environment.
-.PHONY: help demo build test test-cassert lint bench package clean
+.PHONY: help demo build test test-cassert test-valgrind lint bench package clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -16,6 +16,9 @@ test: ## every suite; some of them: make test SUITES="unit regress"
 
 test-cassert: ## the same against a Postgres that is built with assertions (long)
 	@scripts/test-cassert $(SUITES)
+
+test-valgrind: ## the SQL regression suite under valgrind (long)
+	@scripts/test-valgrind
 
 lint: build ## rustfmt, clippy, shell, JavaScript, SQL
 	@scripts/lint
