@@ -2,7 +2,7 @@
 --   relation     the table
 --   where        a condition on its rows; params: the values of $1, $2 ... in it
 --   columns      names of columns; null for all
---   key          the values of a row's primary key, in its order; null for no row
+--   key          the values of a row's primary key, in its order, or of all columns where there is no key; null for no row
 --   shape        name of a shape that create_shape keeps, instead of the table and what is said of it
 -- Returns rows of a step:
 --   'index'      an entry of the routing index by which rows are found; looking up costs cost_ns in all

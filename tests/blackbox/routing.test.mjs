@@ -82,26 +82,26 @@ function conditions(random) {
   return { next: () => (chance(0.25) ? [range(), `${range()} and ${range()}`, `${range()} or ${atom()}`][below(3)] : tree(2)) }
 }
 
-function transaction({ pick, below, chance }) {
+function transaction({ pick, below, chance }, table = 'r') {
   const value = (column) => (chance(0.12) ? 'null' : pick(values[column]))
   const id = () => 1 + below(40)
   const insert = () => {
     const some = columns.filter(() => chance(0.8))
-    return `insert into r (${['id', ...some]}) values (${[id(), ...some.map(value)]}) on conflict (id) do nothing`
+    return `insert into ${table} (${['id', ...some]}) values (${[id(), ...some.map(value)]}) on conflict do nothing`
   }
   const update = () => {
     const some = new Set(Array.from({ length: 1 + below(4) }, () => pick(columns)))
-    return `update r set ${[...some].map((column) => `${column} = ${value(column)}`)} where id = ${id()}`
+    return `update ${table} set ${[...some].map((column) => `${column} = ${value(column)}`)} where id = ${id()}`
   }
-  const others = [() => `delete from r where id = ${id()}`, () => `update r set id = id + 40 where id = ${id()} and id < 41`,
-    () => `delete from r where id > 40`, () => `update r set i4 = ${value('i4')} where id % 5 = ${below(5)}`]
+  const others = [() => `delete from ${table} where id = ${id()}`, () => `update ${table} set id = id + 40 where id = ${id()} and id < 41`,
+    () => `delete from ${table} where id > 40`, () => `update ${table} set i4 = ${value('i4')} where id % 5 = ${below(5)}`]
   const statements = Array.from({ length: 1 + below(4) }, () => (chance(0.5) ? update() : chance(0.6) ? insert() : pick(others)()))
   return `begin; ${statements.join('; ')}; commit;`
 }
 
-const define = async (client, clause, columnList = null) => {
+const define = async (client, clause, columnList = null, table = 'r') => {
   const { rows: [{ definition }] } = await client.query(
-    "select shapefeed._define('{public,r}', $1, null, $2, 'default', 'full', null) as definition", [clause, columnList])
+    "select shapefeed._define(array['public', $3], $1, null, $2, 'default', 'full', null) as definition", [clause, columnList, table])
   return definition.errors || definition.denied ? undefined : definition
 }
 const attach = async (client, shapes) => {
@@ -192,6 +192,102 @@ test(`routed is what each where clause alone says (seed ${seed})`, async () => {
     assert.deepEqual([...ids].sort((a, b) => a - b), await rowsOf({ clause }), `${clause}\n${definition.where}`)
   }
   assert.ok(operations > 10 * SHAPES, `only ${operations} operations`)
+  await feed.end()
+})
+
+test(`without a key, too, routed is what each where clause alone says (seed ${seed})`, async () => {
+  const random = randomFrom(seed + 2)
+  const { client } = site
+  await site.sql(`create table loose (like r); alter table loose alter big set storage external; alter table loose alter id drop not null;
+    call shapefeed.track('loose');`)
+  const change = () => (random.chance(0.2) ? 'insert into loose select * from loose where id < 9 and (select count(*) from loose) < 200' : transaction(random, 'loose'))
+  await site.sql(Array.from({ length: 30 }, change).join(';\n'))
+  await sequenced(client)
+  const shapes = []
+  const more = conditions(random)
+  while (shapes.length < SHAPES / 4) {
+    const clause = more.next()
+    const definition = await define(client, clause, random.chance(0.3) ? ['id', 'i4', 't', 'big'] : null, 'loose')
+    if (definition) shapes.push({ id: shapes.length + 1, clause, definition })
+  }
+  const feed = await site.database.connect()
+  const from = await attach(feed, shapes)
+  const rowsOf = async ({ clause }) => (await client.query(`select distinct l::text as row from loose l where ${clause}`)).rows.length
+  for (const shape of shapes) shape.count = await rowsOf(shape)
+  const rows = []
+  for (let round = 0; round < 4; round++) {
+    await site.sql(Array.from({ length: 10 }, change).join(';\n'))
+    rows.push(...await drain(feed))
+    // Some are counted anew, others are resolved again with all that they have counted.
+    await attach(feed, shapes.filter(() => random.chance(0.2)))
+    if (round % 2) await site.sql('create index on loose (id)')
+  }
+  assert.deepEqual(rows.filter(({ kind }) => kind === 'end'), [])
+  const said = byShape(rows)
+  const to = await head(client)
+  let operations = 0
+  for (const { id, clause, definition, count } of shapes) {
+    const { rows: log } = await client.query('select position, n, message, last from shapefeed._log($1, $2, 0, $3, 100000000) where message is not null',
+      [JSON.stringify(definition), from, to])
+    assert.deepEqual(said.get(id) ?? [], log, `${clause}\n${definition.where}`)
+    const came = log.map(({ message }) => (JSON.parse(message).headers.operation === 'insert' ? 1 : -1)).reduce((a, b) => a + b, 0)
+    assert.equal(count + came, await rowsOf({ clause }), clause)
+    operations += log.length
+  }
+  assert.ok(operations > 5 * shapes.length, `only ${operations} operations`)
+  await feed.end()
+})
+
+test('10,000 shapes on a table without a key: each change is looked up, not tried on all of them', async () => {
+  const rows = 2000
+  await site.sql(`create table bag (company int, n int); insert into bag select i, 0 from generate_series(1, ${rows}) i; call shapefeed.track('bag');`)
+  await sequenced(site.client)
+  const timed = async (count) => {
+    const feed = await site.database.connect()
+    const { rows: defined } = await feed.query(`select shapefeed._define('{public,bag}', 'company = ' || i, null, null, 'default', 'full', null) as definition
+      from generate_series($1::int, $2::int) i`, [rows + 1, rows + count])
+    const one = await define(feed, 'company = 7 and n >= 0', null, 'bag')
+    await attach(feed, [...defined, { definition: one }].map(({ definition }, i) => ({ id: i + 1, definition })))
+    const times = []
+    for (let round = 0; round < 5; round++) {
+      await site.sql('update bag set n = n + 1;')
+      await sequenced(site.client)
+      const began = process.hrtime.bigint()
+      const told = byShape(await drain(feed))
+      times.push(Number(process.hrtime.bigint() - began) / 1e6)
+      assert.deepEqual([...told].map(([id, operations]) => [id, operations.length]), [[count + 1, 2]])
+    }
+    await feed.end()
+    return Math.min(...times)
+  }
+  const [few, many] = [await timed(100), await timed(10_000)]
+  console.log(`${rows} changes: ${few.toFixed(1)} ms with 100 shapes, ${many.toFixed(1)} ms with 10,000`)
+  assert.ok(many < 5 * few, `${many} ms with 100 times as many shapes, ${few} ms before`)
+})
+
+test('without a key nothing is told of rows by columns that the table has only got later', async () => {
+  await site.sql(`create table grown (v text, n int); insert into grown values ('old', 1), ('old', 2); call shapefeed.track('grown');`)
+  await sequenced(site.client)
+  const feed = await site.database.connect()
+  const defined = async (clause) => ({ definition: await define(site.client, clause, ['v'], 'grown') })
+  await attach(feed, [{ id: 1, ...await defined(`v = 'old'`) }, { id: 2, ...await defined('n > 0') }])
+  await site.sql(`insert into grown values ('old', 3);`)
+  assert.deepEqual([...byShape(await drain(feed)).keys()], [1, 2])
+  // Both are in the log before the feed looks again: by then a row has three columns.
+  await site.sql(`delete from grown where n = 1; insert into grown values ('old', 9); alter table grown add column more int; insert into grown values ('old', 4, 5);`)
+  // These begin after that, one of them with a where clause that is known.
+  await sequenced(site.client)
+  await attach(feed, [{ id: 3, ...await defined(`v = 'old'`) }, { id: 4, ...await defined('n > 1') }])
+  const rows = await drain(feed)
+  assert.deepEqual(rows.filter(({ kind }) => kind === 'end').flatMap(({ ids }) => ids).sort(), [1, 2])
+  assert.deepEqual(byShape(rows).get(1), undefined)
+  await site.sql(`delete from grown where n = 2; insert into grown values ('old', 6, 7);`)
+  const told = byShape(await drain(feed))
+  const keys = (id) => told.get(id).map(({ message }) => [JSON.parse(message).headers.operation, JSON.parse(message).key])
+  const both = [['delete', '"public"."grown"/"old"/"2"/_'], ['insert', '"public"."grown"/"old"/"6"/"7"']]
+  assert.deepEqual([...told.keys()].sort(), [3, 4])
+  assert.deepEqual(keys(3), both)
+  assert.deepEqual(keys(4), both)
   await feed.end()
 })
 

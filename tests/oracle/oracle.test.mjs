@@ -34,7 +34,7 @@ function happening(round) {
     if (round % 10 === 2) await site.truncate(site.tables.find(({ table }) => table === 'texts'))
     if (round % 10 === 5) for (const shape of site.shapes.slice(0, 5)) await site.rotate(shape)
     if (round % 3 === 0) await site.maintain(site.random.pick(site.tables))
-    if (round % 5 === 1) for (let i = 0; i < 3; i++) await site.addColumn(site.random.pick(site.tables.filter(({ keyless }) => !keyless)))
+    if (round % 5 === 1) for (let i = 0; i < 3; i++) await site.addColumn(site.random.pick(site.tables))
     if (kill) await site.kill(kill)
   }
 }

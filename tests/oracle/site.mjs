@@ -141,17 +141,26 @@ export class Site {
     await this.query(`begin; truncate ${table.sqlName}`)
     const { rows: [{ xid }] } = await this.query('select pg_current_xact_id()::text xid')
     await this.query('commit')
-    const place = 'select position from shapefeed.commit where xid = $1::xid8'
-    const position = await waitFor(async () => (await this.query(place, [xid])).rows[0]?.position, { what: 'TRUNCATE has a position' })
-    this.ends.push({ table, position: BigInt(position) })
+    this.ends.push({ table, position: await this.positionOf(xid) })
   }
 
-  /** Adds a column, which ends shapes that select all of them and no others; it stays null. */
+  /** The position of a transaction that touched a table. */
+  async positionOf(xid) {
+    const place = 'select position from shapefeed.commit where xid = $1::xid8'
+    return BigInt(await waitFor(async () => (await this.query(place, [xid])).rows[0]?.position, { what: `transaction ${xid} has a position` }))
+  }
+
+  /**
+   * Adds a column, which ends shapes that select all of them and no others: without a key, where a row is all of its
+   * columns, every shape of the table. It stays null.
+   */
   async addColumn(table) {
     const added = `added_${table.added.length}`
     table.added.push(added)
     table.stored.push({ sql: added })
-    await this.alter('add column', `begin; alter table ${table.sqlName} add column ${added} int; ${auditFunctionSql(table)}; commit`)
+    const results = await this.alter('add column', `begin; alter table ${table.sqlName} add column ${added} int; ${auditFunctionSql(table)};
+      select pg_current_xact_id()::text xid; commit`)
+    if (table.keyless) this.ends.push({ table, position: await this.positionOf(results.at(-2).rows[0].xid) })
   }
 
   /** What changes nothing that a shape could tell. */
@@ -164,8 +173,9 @@ export class Site {
 
   /** Writers may be in the way so that one of both has to give in. */
   async alter(what, sql) {
-    await waitFor(() => this.query(sql).catch((error) => this.query('rollback').then(() => { throw error })), { what: sql, timeoutMs: 30_000 })
+    const results = await waitFor(() => this.query(sql).catch((error) => this.query('rollback').then(() => { throw error })), { what: sql, timeoutMs: 30_000 })
     this.ddl[what] = (this.ddl[what] ?? 0) + 1
+    return results
   }
 
   /** Has a client's shape deleted over HTTP. */

@@ -93,7 +93,7 @@ impl Attached {
         };
         let clause = resolver.resolve(asked, |lifted| {
             definition.require_same(lifted.map_or("", |lifted| &lifted.uses))?;
-            self.group(definition)?.add(id, definition, lifted)
+            Ok(self.group(definition)?.add(id, definition, lifted))
         })?;
         self.set_place(id, definition.relid, clause);
         Ok(())
@@ -232,6 +232,11 @@ impl Attached {
         self.spread(all)
     }
 
+    /// The shape began after what was at this position.
+    pub fn began_after(&self, id: i32, position: i64) -> bool {
+        began_after(&self.heads, id, position)
+    }
+
     /// Moves on. What was before does not matter any more.
     pub fn advance(&mut self, position: i64) {
         self.position = position;
@@ -265,6 +270,10 @@ impl Attached {
     }
 }
 
+fn began_after(heads: &HashMap<i32, i64>, id: i32, position: i64) -> bool {
+    heads.get(&id).is_some_and(|head| *head >= position)
+}
+
 /// Ends the shapes of a group that have the columns of this end and one of these hashes, but for those that began after it.
 fn end_in(
     group: &mut Group,
@@ -274,10 +283,9 @@ fn end_in(
     position: i64,
     reason: &str,
 ) -> Option<Ended> {
-    let began = |id: &i32| heads.get(id).is_some_and(|head| *head >= position);
     let ids = group.remove_named(
         |names| end.ends_those_with(names),
-        |shape| is_it(shape.hash) && !began(&shape.id),
+        |shape| is_it(shape.hash) && !began_after(heads, shape.id, position),
     );
     (!ids.is_empty()).then(|| Ended {
         ids,

@@ -24,6 +24,9 @@ use crate::pg::role::AsRole;
 /// One line: what is done, with which condition, what came of it for the row, and what it costs.
 type Line = (&'static str, Option<String>, Option<String>, Option<f64>);
 
+/// A value of a row's key, as text.
+type KeyText = Option<String>;
+
 /// How often something is done to find out what it costs.
 const TIMES: u32 = 1000;
 
@@ -89,18 +92,11 @@ fn nanoseconds(started: Instant) -> f64 {
     (started.elapsed().as_nanos() as f64 / f64::from(TIMES)).round()
 }
 
-fn explain(definition: &Definition, key: Option<&[String]>) -> Result<Vec<Line>> {
+fn explain(definition: &Definition, key: Option<&[KeyText]>) -> Result<Vec<Line>> {
     let _role = AsRole::enter(&definition.role)?;
     let (frozen, mut lines_of_sets) = sets(definition)?;
     let definition = &frozen;
     let table = open_table(definition)?;
-    if !table.keyed {
-        let message = format!("table \"{}\" has no primary key", definition.table);
-        return Err(Error::Unsupported(
-            message,
-            "Its rows are counted, and each where clause is evaluated by itself.",
-        ));
-    }
     let relid = Oid::from_u32(definition.relid);
     let clause = definition.where_text.as_deref();
     let clause = clause.map(|text| expr::reanalyze(relid, text)).transpose();
@@ -108,7 +104,7 @@ fn explain(definition: &Definition, key: Option<&[String]>) -> Result<Vec<Line>>
         clause.map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
     let lifted = clause.as_ref().map(expr::Where::lift);
     let mut group = Group::new(definition)?;
-    let number = group.add(0, definition, lifted.as_ref())?;
+    let number = group.add(0, definition, lifted.as_ref());
     let conditions = clause.map_or_else(Vec::new, |clause| clause.conditions(relid));
     let mut explainer = Explainer {
         group,
@@ -158,7 +154,7 @@ fn lines(
     index: Vec<(&'static str, Option<String>)>,
     conditions: &[Condition],
     verdict: Option<&Verdict>,
-    key: Option<&[String]>,
+    key: Option<&[KeyText]>,
 ) -> Vec<Line> {
     let of_row = verdict.filter(|_| key.is_some());
     let mut lines: Vec<Line> = index
@@ -188,7 +184,11 @@ fn lines(
             Some(verdict) if verdict.is_in => "in",
             Some(_) => "not in",
         };
-        lines.push(("row", Some(key.join(", ")), Some(result.into()), None));
+        let texts: Vec<&str> = key
+            .iter()
+            .map(|text| text.as_deref().unwrap_or("NULL"))
+            .collect();
+        lines.push(("row", Some(texts.join(", ")), Some(result.into()), None));
     }
     lines
 }
@@ -197,7 +197,7 @@ fn lines(
 fn read(
     definition: &Definition,
     table: &Table,
-    key: Option<&[String]>,
+    key: Option<&[KeyText]>,
     explainer: &mut Explainer,
 ) -> Result<Option<Verdict>> {
     let readable = |place: &usize| {
@@ -226,9 +226,16 @@ fn read(
             return Err(Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, message, ""));
         }
         let equal = key.iter().zip(&table.key).map(|(text, place)| {
-            let of_type = type_name(table.type_of(*place));
             let name = identifier(table.name_of(*place));
-            format!("{name} = {}::{of_type}", literal(text))
+            match text {
+                // Without a key all columns tell a row, of which some may be null and some types have no equality.
+                None => format!("{name} is null"),
+                Some(text) if !table.keyed => format!("{name}::text = {}", literal(text)),
+                Some(text) => {
+                    let of_type = type_name(table.type_of(*place));
+                    format!("{name} = {}::{of_type}", literal(text))
+                }
+            }
         });
         sql += &format!(" where {}", equal.collect::<Vec<_>>().join(" and "));
     }
@@ -251,7 +258,7 @@ fn explain_shape(
     clause: Option<String>,
     params: Option<Vec<Option<String>>>,
     columns: Option<Vec<String>>,
-    key: Option<Vec<String>>,
+    key: Option<Vec<Option<String>>>,
     shape: Option<String>,
 ) -> TableIterator<
     'static,

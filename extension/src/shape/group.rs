@@ -8,7 +8,6 @@ use pgrx::pg_sys::Oid;
 use super::definition::{Definition, Replica};
 use super::family::Family;
 use super::keyless::Counts;
-use super::overlay::Filter;
 use super::router::Router;
 use super::template::{Template, Way};
 use super::tuple::changed;
@@ -107,19 +106,17 @@ impl Texts {
 pub struct Keyless {
     /// One of the clause's shapes.
     pub definition: Definition,
-    /// The where clause by itself.
-    pub filter: Filter,
     /// How often each row is in. None until it is needed.
     pub counts: Option<Counts>,
 }
 
 impl Keyless {
-    fn new(definition: &Definition) -> Result<Box<Keyless>> {
-        Ok(Box::new(Keyless {
+    /// Of a definition whose rows have not been counted.
+    pub(super) fn new(definition: &Definition) -> Box<Keyless> {
+        Box::new(Keyless {
             definition: definition.clone(),
-            filter: Filter::new(definition)?,
             counts: None,
-        }))
+        })
     }
 }
 
@@ -222,12 +219,7 @@ impl Group {
     }
 
     /// Adds a shape; returns the number of its clause. May raise an error.
-    pub fn add(
-        &mut self,
-        id: i32,
-        definition: &Definition,
-        lifted: Option<&Lifted>,
-    ) -> Result<u32> {
+    pub fn add(&mut self, id: i32, definition: &Definition, lifted: Option<&Lifted>) -> u32 {
         let shape = Shape {
             id,
             hash: definition.number(),
@@ -236,8 +228,8 @@ impl Group {
         let role = self.role(&definition.role);
         let text = definition.where_text.as_deref();
         let keyless = self.key.is_empty() && self.find(role, text).is_none();
-        let keyless = keyless.then(|| Keyless::new(definition)).transpose()?;
-        Ok(self.add_shape(shape, role, text, lifted, keyless))
+        let keyless = keyless.then(|| Keyless::new(definition));
+        self.add_shape(shape, role, text, lifted, keyless)
     }
 
     /// Adds a shape whose parts are known.
@@ -299,14 +291,13 @@ impl Group {
                 self.clauses.len() as u32 - 1
             }
         };
-        let of_template = self.template_for(role, lifted, keyless.is_some());
+        let of_template = self.template_for(role, lifted);
         let template = self.templates[of_template as usize]
             .as_ref()
             .expect("it is there");
         let constants = lifted.map_or(&[][..], |lifted| &lifted.constants);
         template.enter(number, constants, &mut self.routers);
         match template.way {
-            _ if keyless.is_some() => {}
             Way::Every => self.every.push(number),
             Way::OneByOne => self.one_by_one.push(number),
             Way::Routed(_) => {}
@@ -326,9 +317,7 @@ impl Group {
         number
     }
 
-    /// The template of a clause. Tables without a key have one for all: their clauses are evaluated by themselves.
-    fn template_for(&mut self, role: u32, lifted: Option<&Lifted>, keyless: bool) -> u32 {
-        let lifted = lifted.filter(|_| !keyless);
+    fn template_for(&mut self, role: u32, lifted: Option<&Lifted>) -> u32 {
         let identity: Rc<str> = lifted.map_or("", |lifted| &lifted.identity).into();
         if let Some(number) = self.by_identity.get(&(role, identity.clone())) {
             return *number;
@@ -379,14 +368,25 @@ impl Group {
 
     /// Removes one shape of a clause.
     pub fn remove(&mut self, number: u32, id: i32) {
+        self.remove_of(number, |other| other == id);
+    }
+
+    /// Removes those shapes of a clause for which `gone` says so; returns their ids.
+    pub(super) fn remove_of(&mut self, number: u32, gone: impl Fn(i32) -> bool) -> Vec<i32> {
+        let mut ids = Vec::new();
         let Some(clause) = &mut self.clauses[number as usize] else {
-            return;
+            return ids;
         };
-        clause.shapes.retain(|shape| shape.id != id);
+        clause.shapes.retain(|shape| {
+            let gone = gone(shape.id);
+            ids.extend(gone.then_some(shape.id));
+            !gone
+        });
         if clause.shapes.is_empty() {
             self.bury(number);
             self.sweep();
         }
+        ids
     }
 
     /// Removes a clause; returns its shapes.

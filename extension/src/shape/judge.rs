@@ -3,7 +3,7 @@
 use pgrx::PgSqlErrorCode;
 
 use super::definition::Definition;
-use super::keyless::{self, Counts};
+use super::keyless::{self, Counts, Gains};
 use super::net::{self, Chain};
 use super::operation::Side;
 use super::overlay::Filter;
@@ -81,7 +81,7 @@ pub fn unevaluated(caught: &Caught) -> Error {
     Error::Sql(code, message.into(), hint)
 }
 
-/// For a table without a key: an effect for each row of the shape of which there came to be the first, or no more.
+/// For a table without a key, whose effects are [`Gains`].
 pub fn judge_counts(
     counts: &mut Counts,
     table: &mut Table,
@@ -90,41 +90,10 @@ pub fn judge_counts(
     chains: &[Chain<'_>],
     around: &Around<'_>,
 ) -> Result<Judged> {
-    let mut judged: Judged = Default::default();
-    let gains = keyless::gains(table.keyed_chains(transaction, chains, around)?);
-    let is_in = attempt_evaluation(|| {
-        let all = gains.iter();
-        all.map(|gain| filter.matches(&gain.row))
-            .collect::<Vec<_>>()
-    });
-    let is_in = is_in.map_err(|caught| unevaluated(&caught))?;
-    let gains = gains.into_iter().zip(is_in);
-    for gain in gains.filter_map(|(gain, is_in)| is_in.then_some(gain)) {
-        let (before, after) = counts.change(&gain.key, gain.gained);
-        let (came, went) = (before <= 0 && after > 0, before > 0 && after <= 0);
-        if !came && !went {
-            continue;
-        }
-        let (old, new) = if went {
-            (Some(gain.row), None)
-        } else {
-            (None, Some(gain.row))
-        };
-        let (op_position, key) = (gain.op_position, gain.key);
-        judged.0.push(Effect {
-            op_position,
-            key,
-            before: old,
-            after: new,
-            other_key: None,
-        });
-        judged.1.push(Side {
-            effect: judged.0.len() - 1,
-            was_in: went,
-            is_in: came,
-        });
-    }
-    Ok(judged)
+    let gains = Gains::of(table.keyed_chains(transaction, chains, around)?);
+    let sides = attempt_evaluation(|| sides(&gains.effects, filter));
+    let sides = counts.change(&gains, sides.map_err(|caught| unevaluated(&caught))?);
+    Ok((gains.effects, sides))
 }
 
 /// Counts the rows of a shape on a table without a key.

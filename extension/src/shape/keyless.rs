@@ -7,13 +7,15 @@ use super::cursor;
 use super::definition::Definition;
 use super::merge::Chunk;
 use super::net::Keyed;
+use super::operation::Side;
 use super::overlay::{Filter, read_counts};
 use super::rows::{Order, Pieces, RowWriter, Selection, fetch};
 use super::snapshot::bad_cursor;
-use super::tuple::{Key, Table};
+use super::tuple::{Effect, Key, Table};
 use super::window::Log;
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::pg::image::Row;
 use crate::pg::memory::Context;
 use crate::pg::query::{Cursor, Goal};
 use crate::sequence::order::Snapshot;
@@ -154,10 +156,12 @@ fn hash_of(key: &[u8]) -> u128 {
     xxhash_rust::xxh3::xxh3_128(key)
 }
 
-/// How often each row of a shape is there; rows that are not in the shape are remembered as such.
+/// How often each row of a shape is there; rows that are not in the shape are not remembered.
 #[derive(Default)]
 pub struct Counts {
     counts: HashMap<u128, i64>,
+    /// Places of the columns that a row is.
+    columns: Vec<usize>,
 }
 
 impl Counts {
@@ -166,37 +170,75 @@ impl Counts {
         let rows = rows_as_of(source, table, filter)?;
         Ok(Counts {
             counts: rows.into_iter().map(|row| (row.hash, row.count)).collect(),
+            columns: table.key.clone(),
         })
     }
 
-    /// Counts rows that went and came; returns how many there were and are.
-    pub fn change(&mut self, key: &[u8], gained: i64) -> (i64, i64) {
-        let count = self.counts.entry(hash_of(key)).or_insert(0);
-        let before = *count;
-        *count += gained;
-        let after = *count;
-        if after <= 0 {
-            self.counts.remove(&hash_of(key));
-        }
-        (before, after)
+    /// These are of rows as the table has them: it may have got or lost a column since.
+    pub fn are_of(&self, table: &Table) -> bool {
+        self.columns == table.key
+    }
+
+    /// Counts the rows of the shape that went and came: of each side, how many more there are. Those sides are left on
+    /// which the first one came or the last one went.
+    pub fn change(&mut self, gains: &Gains, mut sides: Vec<Side>) -> Vec<Side> {
+        sides.retain(|side| {
+            let (effect, gained) = (&gains.effects[side.effect], gains.gained[side.effect]);
+            let count = self.counts.entry(hash_of(&effect.key)).or_insert(0);
+            let before = *count;
+            *count += gained;
+            let after = *count;
+            if after <= 0 {
+                self.counts.remove(&hash_of(&effect.key));
+            }
+            (before <= 0) != (after <= 0)
+        });
+        sides
     }
 }
 
-/// What a transaction did to the number of one row.
-pub struct Gain<R> {
-    /// Place of the operation, as for tables with a key.
-    pub op_position: u64,
-    /// The row's key: all its values.
-    pub key: Key,
-    /// One of the rows.
-    pub row: R,
-    /// How much more often it is there.
-    pub gained: i64,
+/// What a transaction did to the numbers of rows: an effect for each of which there are more now, which has that row
+/// after, or fewer, which has it before.
+#[derive(Default)]
+pub struct Gains {
+    /// In order of `op_position`.
+    pub effects: Vec<Effect>,
+    /// For each effect: how much more often the row is there.
+    pub gained: Vec<i64>,
 }
 
-/// Adds a transaction's chains up, by row. In order of `op_position`.
-pub fn gains<R>(chains: Vec<Keyed<Key, R>>) -> Vec<Gain<R>> {
-    let mut all: Vec<Gain<R>> = Vec::new();
+/// One row, while a transaction's chains are added up.
+struct Gain {
+    op_position: u64,
+    key: Key,
+    row: Row,
+    gained: i64,
+}
+
+impl Gains {
+    /// Adds a transaction's chains up, by row.
+    pub fn of(chains: Vec<Keyed<Key, Row>>) -> Gains {
+        let mut gains = Gains::default();
+        for gain in sums(chains).into_iter().filter(|gain| gain.gained != 0) {
+            let (before, after) = match gain.gained {
+                ..0 => (Some(gain.row), None),
+                _ => (None, Some(gain.row)),
+            };
+            gains.gained.push(gain.gained);
+            gains.effects.push(Effect {
+                op_position: gain.op_position,
+                key: gain.key,
+                before,
+                after,
+                other_key: None,
+            });
+        }
+        gains
+    }
+}
+
+fn sums(chains: Vec<Keyed<Key, Row>>) -> Vec<Gain> {
+    let mut all: Vec<Gain> = Vec::new();
     let mut index: HashMap<Key, usize> = HashMap::new();
     for chain in chains {
         let after_position = 2 * chain.start + u64::from(chain.before.is_some());
@@ -219,6 +261,5 @@ pub fn gains<R>(chains: Vec<Keyed<Key, R>>) -> Vec<Gain<R>> {
             }
         }
     }
-    all.retain(|gain| gain.gained != 0);
     all
 }

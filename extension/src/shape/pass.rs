@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::attached::{Attached, Ended};
 use super::group::{Group, Keyless};
-use super::judge::{Judged, Tally, fetch, judge_counts, rows};
+use super::judge::{Tally, fetch, rows};
+use super::keyless::{Counts, Gains};
 use super::member::later::Later;
 use super::message::Operation;
 use super::net::{self, Chain};
-use super::operation::{self, At, Job, Projection};
+use super::operation::{self, At, Job, Projection, Side};
+use super::overlay::Filter;
 use super::place;
 use super::route::{Hit, Routed, sides};
 use super::share::{Message, Messages};
@@ -277,29 +279,42 @@ impl Pass<'_> {
         // Keys are written under pinned settings, whosever they are.
         self.act_as(group.some_role())?;
         let mut open = self.open(group)?;
-        if open.table.keyed {
-            let mut effects = open
-                .table
-                .effects(whole.transaction, whole.chains, whole.around)?;
-            let hits = self.judge(whole, group, &mut open.table, &mut effects)?;
-            let mut messages = Messages::default();
-            for hits in hits.chunk_by(|a, b| a.clause() == b.clause()) {
-                let Some(clause) = &group.clauses[hits[0].clause() as usize] else {
-                    continue;
-                };
-                messages.plan(
-                    &clause.shapes,
+        let (transaction, around) = (whole.transaction, whole.around);
+        let mut gains = if open.table.keyed {
+            Gains {
+                effects: open.table.effects(transaction, whole.chains, around)?,
+                gained: Vec::new(),
+            }
+        } else {
+            Gains::of(open.table.keyed_chains(transaction, whole.chains, around)?)
+        };
+        let hits = self.judge(whole, group, &mut open.table, &mut gains.effects)?;
+        let mut messages = Messages::default();
+        for hits in hits.chunk_by(|a, b| a.clause() == b.clause()) {
+            let mut sides = sides(hits);
+            if !open.table.keyed {
+                sides = self.count(
+                    whole,
+                    group,
+                    hits[0].clause(),
                     &mut open.table,
-                    &open.projections,
-                    &mut effects,
-                    &sides(hits),
-                    whole.around,
+                    &gains,
+                    sides,
                 )?;
             }
-            self.write(whole, &mut open, &mut effects, messages)?;
-        } else {
-            self.keyless(whole, group, &mut open)?;
+            let Some(clause) = &group.clauses[hits[0].clause() as usize] else {
+                continue;
+            };
+            messages.plan(
+                &clause.shapes,
+                &mut open.table,
+                &open.projections,
+                &mut gains.effects,
+                &sides,
+                around,
+            )?;
         }
+        self.write(whole, &mut open, &mut gains.effects, messages)?;
         open.table.scratch.reset();
         self.tables.insert(group.family.relid, open);
         Ok(())
@@ -399,43 +414,45 @@ impl Pass<'_> {
 
     fn end_shapes(&mut self, group: &mut Group, clause: u32, reason: String) {
         let ids = group.bury(clause).iter().map(|shape| shape.id).collect();
+        self.over_with(ids, reason);
+    }
+
+    fn over_with(&mut self, ids: Vec<i32>, reason: String) {
         let ended = Ended { ids, reason };
         self.attached.forget(std::slice::from_ref(&ended));
         self.over.push(ended);
     }
 
-    /// A table without a key: each where clause counts its rows.
-    fn keyless(&mut self, whole: &Whole<'_>, group: &mut Group, open: &mut Open) -> Result<()> {
-        for number in 0..group.clauses.len() {
-            let Some(mut clause) = group.clauses[number].take() else {
-                continue;
-            };
-            let role = group.roles[group.template(&clause).role as usize].clone();
-            self.act_as(&role)?;
-            let keyless = clause.keyless.as_mut();
-            let keyless = keyless.expect("a clause of a table without a key has it");
-            let judged = count(self.log, whole, keyless, &mut open.table);
-            let shapes = clause.shapes.clone();
-            group.clauses[number] = Some(clause);
-            let (mut effects, sides) = match judged {
-                Ok(judged) => judged,
-                Err(error) => {
-                    self.end_shapes(group, number as u32, error.to_string());
-                    continue;
-                }
-            };
-            let mut messages = Messages::default();
-            messages.plan(
-                &shapes,
-                &mut open.table,
-                &open.projections,
-                &mut effects,
-                &sides,
-                whole.around,
-            )?;
-            self.write(whole, open, &mut effects, messages)?;
+    /// On a table without a key: counts the rows of a where clause. The sides are left on which the first one came or the
+    /// last one went. Where they cannot be counted, the shapes end.
+    fn count(
+        &mut self,
+        whole: &Whole<'_>,
+        group: &mut Group,
+        number: u32,
+        table: &mut Table,
+        gains: &Gains,
+        sides: Vec<Side>,
+    ) -> Result<Vec<Side>> {
+        if let Some(role) = group.role_of(number) {
+            self.act_as(&group.roles[role as usize])?;
         }
-        Ok(())
+        let clause = group.clauses[number as usize].as_mut();
+        let Some(keyless) = clause.and_then(|clause| clause.keyless.as_mut()) else {
+            return Ok(Vec::new());
+        };
+        let until = whole.commit.position - 1;
+        match counts_at(self.log, keyless, table, until) {
+            Ok(counts) => Ok(counts.change(gains, sides)),
+            Err(error) => {
+                let position = whole.commit.position;
+                let passed = matches!(error, Error::MustRefetch(_));
+                let ends = |id| !(passed && self.attached.began_after(id, position));
+                let ids = group.remove_of(number, ends);
+                self.over_with(ids, error.to_string());
+                Ok(Vec::new())
+            }
+        }
     }
 
     pub(super) fn write(
@@ -496,38 +513,27 @@ pub(super) fn reason(caught: &Caught) -> String {
     format!("the where clause raised an error (SQLSTATE {sqlstate})")
 }
 
-/// What a transaction did to the rows of a where clause on a table without a key.
-fn count(log: &Log, whole: &Whole<'_>, keyless: &mut Keyless, table: &mut Table) -> Result<Judged> {
-    let Keyless {
-        definition,
-        filter,
-        counts,
-    } = keyless;
-    let counts = match counts {
-        Some(counts) => counts,
-        None => {
-            let until = whole.commit.position - 1;
-            let batch = log.newest_batch_up_to(until);
-            let (batch, before) = batch
-                .map(|batch| (batch.position, batch.snapshot))
-                .unwrap_or_default();
-            counts.insert(
-                Tally {
-                    log,
-                    definition,
-                    table,
-                    filter,
-                }
-                .at(batch, until, &before)?,
-            )
-        }
-    };
-    judge_counts(
-        counts,
-        table,
-        filter,
-        whole.transaction,
-        whole.chains,
-        whole.around,
-    )
+/// How often each row of a where clause is there, as of `until`. They are counted once, and again where a row is of other
+/// columns now, which may not be told: then the log has an end to come, and that is the error.
+fn counts_at<'k>(
+    log: &Log,
+    keyless: &'k mut Keyless,
+    table: &mut Table,
+    until: i64,
+) -> Result<&'k mut Counts> {
+    let Keyless { definition, counts } = keyless;
+    if counts.as_ref().is_none_or(|counts| !counts.are_of(table)) {
+        let (batch, before) = log
+            .newest_batch_up_to(until)
+            .map(|batch| (batch.position, batch.snapshot))
+            .unwrap_or_default();
+        let mut tally = Tally {
+            log,
+            definition,
+            table,
+            filter: &mut Filter::new(definition)?,
+        };
+        *counts = Some(tally.at(batch, until, &before)?);
+    }
+    Ok(counts.as_mut().expect("they were just counted"))
 }

@@ -8,10 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use pgrx::pg_sys::Oid;
 
 use super::attached::Ended;
-use super::definition::require_same;
+use super::definition::{Definition, require_same};
 use super::family::Family;
-use super::group::{Group, Shape};
-use super::overlay::Filter;
+use super::group::{Group, Keyless, Shape};
 use super::resolve::{Asked, Resolver};
 use super::router::Router;
 use super::tuple::changed;
@@ -40,15 +39,11 @@ impl Group {
         };
         self.family = family;
         self.scope = Scope::of(Oid::from_u32(relid));
-        if self.key.is_empty() {
-            self.refresh_keyless(resolver, &mut refreshed);
-        } else {
-            let representatives = self.representatives();
-            self.keep_templates(|template| representatives.contains_key(&template));
-            for (template, (clause, selections)) in representatives {
-                if !self.renew(resolver, template, clause, &selections) {
-                    self.resolve_each(resolver, template, &mut refreshed);
-                }
+        let representatives = self.representatives();
+        self.keep_templates(|template| representatives.contains_key(&template));
+        for (template, (clause, selections)) in representatives {
+            if !self.renew(resolver, template, clause, &selections) {
+                self.resolve_each(resolver, template, &mut refreshed);
             }
         }
         if others {
@@ -142,14 +137,17 @@ impl Group {
                 clause.is_some_and(|clause| clause.template == template)
             })
             .collect();
-        let mut shapes: Vec<(Option<String>, Shape)> = Vec::new();
+        let mut shapes: Vec<(Option<String>, Option<Definition>, Shape)> = Vec::new();
         for number in of_template {
             let text = self.text_of(number);
-            let followers = self.bury(number);
-            shapes.extend(followers.into_iter().map(|shape| (text.clone(), shape)));
+            let keyless = self.clauses[number as usize].as_mut();
+            let keyless = keyless.and_then(|clause| clause.keyless.take());
+            let definition = keyless.map(|keyless| keyless.definition);
+            let followers = self.bury(number).into_iter();
+            shapes.extend(followers.map(|shape| (text.clone(), definition.clone(), shape)));
         }
         self.keep_templates(|other| other != template);
-        for (text, shape) in shapes {
+        for (text, definition, shape) in shapes {
             let text = text.as_deref();
             let (columns, _) = self.selections[shape.selection as usize].clone();
             let (name, schema, table) = (
@@ -167,7 +165,8 @@ impl Group {
             };
             let add = |lifted: Option<&Lifted>| -> Result<u32> {
                 require_same(&uses, lifted.map_or("", |lifted| &lifted.uses))?;
-                Ok(self.add_shape(shape, role, text, lifted, None))
+                let keyless = definition.as_ref().map(Keyless::new);
+                Ok(self.add_shape(shape, role, text, lifted, keyless))
             };
             match resolver.resolve(asked, add) {
                 Ok(number) => refreshed.moved.push((shape.id, number)),
@@ -175,38 +174,6 @@ impl Group {
                     ids: vec![shape.id],
                     reason,
                 }),
-            }
-        }
-    }
-
-    /// Where there is no key, each clause is compiled by itself, and keeps its counts.
-    fn refresh_keyless(&mut self, resolver: &mut Resolver, refreshed: &mut Refreshed) {
-        for number in 0..self.clauses.len() {
-            let Some(mut clause) = self.clauses[number].take() else {
-                continue;
-            };
-            let role = self.template(&clause).role;
-            let text = self.text(&clause).map(str::to_string);
-            let keyless = &mut clause.keyless;
-            clause.shapes.retain(|shape| {
-                let asked = self.asked(role, shape.selection, text.as_deref());
-                let outcome = resolver.resolve(asked, |lifted| {
-                    for keyless in keyless.iter_mut() {
-                        let uses = lifted.map_or("", |lifted| &lifted.uses);
-                        keyless.definition.require_same(uses)?;
-                        keyless.filter = Filter::new(&keyless.definition)?;
-                    }
-                    Ok(())
-                });
-                let ids = vec![shape.id];
-                outcome
-                    .map_err(|reason| refreshed.ended.push(Ended { ids, reason }))
-                    .is_ok()
-            });
-            let is_empty = clause.shapes.is_empty();
-            self.clauses[number] = Some(clause);
-            if is_empty {
-                self.bury(number as u32);
             }
         }
     }

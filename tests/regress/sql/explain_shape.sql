@@ -60,15 +60,21 @@ insert into place values (1, 'north', 'one');
 select step, condition, result from shapefeed.explain_shape('place', 'v = ''one''', key => '{north,1}');
 select step, condition, result from shapefeed.explain_shape('place', 'v = ''one''', key => '{1,north}');
 
+-- Without a key a row is all of its columns.
+create table keyless (v text, n int, j json);
+insert into keyless values ('x', null, '{}'), ('x', null, '{}'), ('y', 2, '[]');
+select step, condition, result from shapefeed.explain_shape('keyless', 'v = ''x'' and n is null', key => '{x,null,"{}"}');
+select step, condition, result from shapefeed.explain_shape('keyless', 'v = ''x'' and n is null', key => '{y,2,[]}');
+select step, condition, result from shapefeed.explain_shape('keyless', key => '{y,3,[]}');
+
 -- What is refused.
 \set VERBOSITY default
 \set SHOW_CONTEXT never
-create table keyless (v text);
-select * from shapefeed.explain_shape('keyless', 'v = ''x''');
 select * from shapefeed.explain_shape(null);
 select * from shapefeed.explain_shape('item', 'nothing = 1');
 select * from shapefeed.explain_shape('item', 'company = $1');
 select * from shapefeed.explain_shape('item', key => '{1,2}');
+select * from shapefeed.explain_shape('keyless', key => '{x}');
 select * from shapefeed.explain_shape('item', key => '{x}');
 select * from shapefeed.explain_shape('item', 'id / 0 = 1', key => '{1}');
 create role explain_reader;

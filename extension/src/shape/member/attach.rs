@@ -204,7 +204,7 @@ impl Attached {
             ..definition.clone()
         };
         let lifted = clause.map(|clause| clause.lift());
-        let number = self.group(&frozen)?.add(id, &frozen, lifted.as_ref())?;
+        let number = self.group(&frozen)?.add(id, &frozen, lifted.as_ref());
         self.set_place(id, definition.relid, number);
         Ok(())
     }
