@@ -1,4 +1,4 @@
-// The clients of README.md and docs/clients.md, as printed there: each follows what changes.
+// The clients of README.md, as printed there: each follows what changes.
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { readFileSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -16,9 +16,8 @@ const site = served({
 
 const preload = pathToFileURL(join(root, 'tests/client/printed/preload.mjs')).href
 
-/** The code blocks of a page in JavaScript. */
-const blocks = (page) => [...readFileSync(join(root, page), 'utf8').matchAll(/^```js\n([^]*?)^```$/gm)].map(([, code]) => code)
-const snippets = [...blocks('README.md'), ...blocks('docs/clients.md')]
+/** The page's code blocks in JavaScript. */
+const snippets = [...readFileSync(join(root, 'README.md'), 'utf8').matchAll(/^```js\n([^]*?)^```$/gm)].map(([, code]) => code)
 
 /** Runs a snippet until it has printed `first`, then what is in `sql`, until it has printed `second`. */
 async function run(importing, first, sql, second) {
@@ -32,7 +31,7 @@ async function run(importing, first, sql, second) {
   const child = spawn(process.execPath, ['--import', preload, 'follow.mjs'], { cwd: dir, env })
   let printed = ''
   for (const output of [child.stdout, child.stderr]) output.setEncoding('utf8').on('data', (text) => { printed += text })
-  const until = (pattern) => waitFor(() => pattern.test(printed), { timeoutMs: 20_000, what: String(pattern) })
+  const until = (pattern) => waitFor(() => pattern.test(printed), { timeoutMs: 60_000, what: String(pattern) })
     .catch((error) => { throw new Error(`${error.message}: ${printed}`) })
   try {
     await until(first)
@@ -46,7 +45,7 @@ async function run(importing, first, sql, second) {
 
 test('all of them are here', () => assert.equal(snippets.length, 5))
 
-test('@electric-sql/client', () => run('@electric-sql/client', /^5 flights, 3005 minutes/m, "insert into flights (carrier, dep_delay) values ('UA', 5)", /^6 flights, 3010 minutes/m))
+test('@electric-sql/client', () => run('@electric-sql/client', /^5 flights, .*UA/m, "insert into flights (carrier, dep_delay) values ('UA', 5)", /^6 flights, [^]*dep_delay: 5\b/m))
 
 test('@electric-sql/react', () => run('@electric-sql/react', /^6 flights/m, "delete from flights where dep_delay = 5", /^5 flights/m))
 
