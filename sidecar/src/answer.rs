@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::handle::Handle;
 use crate::hold::{Hold, Outcome};
 use crate::offset::{Offset, Place};
-use crate::params::{Log, ShapeRequest};
+use crate::params::{Log, ShapeParams, ShapeRequest};
 use crate::protocol;
 use crate::response::{Answer, array, brackets};
 use crate::tail::Operations;
@@ -56,7 +56,11 @@ impl Asked<'_> {
 
     /// What it is about.
     pub async fn definition(&self) -> Result<Arc<Definition>, Error> {
-        let (app, shape) = (self.app, &self.request.shape);
+        self.define(&self.request.shape).await
+    }
+
+    async fn define(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
+        let app = self.app;
         if !self.request.live {
             return Box::pin(app.definition(shape)).await;
         }
@@ -66,6 +70,20 @@ impl Asked<'_> {
         // A live request outlives a restart of the database.
         let define = || app.definition(shape);
         Box::pin(patiently(self.deadline(), Error::is_passing, define)).await
+    }
+
+    /// Shapes without rows of the tables that the request names in `wake`: with them the feed tells of those tables.
+    pub async fn others(&self) -> Result<Option<Box<[Arc<Definition>]>>, Error> {
+        let Some(tables) = &self.request.wake else {
+            return Ok(None);
+        };
+        let mut others = Vec::with_capacity(tables.len());
+        for table in tables {
+            let shape = ShapeParams::of_table(table.clone(), false);
+            let definition = Box::pin(self.define(&shape)).await;
+            others.push(definition.map_err(of_wake)?);
+        }
+        Ok(Some(others.into()))
     }
 
     /// The answer. All but the wait is boxed: a held request must not take the room of what it does not do.
@@ -266,15 +284,16 @@ impl Asked<'_> {
             .given
             .is_some_and(|given| caching::none_match(given, &idle_etag));
         let deadline = if known { self.at } else { self.deadline() };
+        let others = self.others().await?;
         let hold = Hold {
             app: self.app,
             definition,
             pin: handle.pin,
             deadline,
             arrival_deadline: self.arrival_deadline(),
-            wakes: self.request.wakes,
+            wake: others.as_deref(),
         };
-        let _wakeful = hold.wakes.then(|| self.app.metrics.wakeful());
+        let _wakeful = hold.wake.map(|_| self.app.metrics.wakeful());
         let _held = self.app.metrics.held();
         match hold.wait(from).await? {
             Outcome::News(operations) => {
@@ -330,7 +349,7 @@ impl Asked<'_> {
         resting: Option<i64>,
     ) -> Answer {
         // A client that is woken goes on behind what woke it.
-        let resting = if self.request.wakes {
+        let resting = if self.request.wake.is_some() {
             Some(evaluated)
         } else {
             resting
@@ -362,5 +381,17 @@ impl Asked<'_> {
             }
             _ => handle,
         }
+    }
+}
+
+/// Errors of a table that `wake` names.
+fn of_wake(error: Error) -> Error {
+    match error {
+        Error::Invalid(mut errors) => {
+            let texts = errors.remove("table");
+            errors.extend(texts.map(|texts| ("wake".to_owned(), texts)));
+            Error::Invalid(errors)
+        }
+        error => error,
     }
 }

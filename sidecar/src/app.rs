@@ -115,6 +115,20 @@ impl App {
         Ok(definition)
     }
 
+    /// Whether the table of a shape of all its columns has others by now.
+    pub async fn has_other_columns(&self, definition: &Definition) -> Result<bool, Error> {
+        let shape = ShapeParams::of_table(definition.relation(), true);
+        if let Some(current) = self.definitions.recent(&shape, |_| false) {
+            return Ok(!current.has_columns_of(definition));
+        }
+        match self.define(&shape).await {
+            Ok(current) => Ok(!current.has_columns_of(definition)),
+            // What is wrong with it the next request is told.
+            Err(Error::Invalid(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Columns that may be named must be such that a shape could have just them.
     async fn check_queryable(
         &self,
@@ -135,8 +149,12 @@ impl App {
 
     async fn define(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
         let (db, asked) = (self.db.clone(), shape.clone());
-        let define = || async move { db.define(&asked).await.map(Arc::new) };
         let changes = self.definitions.changes();
+        let define = move || async move {
+            let definition = db.define(&asked).await?;
+            definition.set_outlived(changes);
+            Ok(Arc::new(definition))
+        };
         let definition = self.defined.run_later(shape.clone(), define).await?;
         if definition.tracked {
             self.definitions.remember(shape, &definition, changes);

@@ -1,13 +1,16 @@
 //! Definitions of shapes, as the database gives them, and a memory of those that live requests use.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::identifier::Relation;
 use crate::params::ShapeParams;
 
 /// How long a live request may rely on a definition without asking: rights and columns may have changed.
@@ -27,8 +30,14 @@ pub struct Definition {
     pub hash: u64,
     /// The table.
     pub relid: u32,
+    /// The tables of its subqueries.
+    pub inner: Box<[u32]>,
     /// Its name, for people.
     pub table: String,
+    /// All columns of the table were asked for, whichever they are.
+    pub all_columns: bool,
+    /// Changes of the catalogs that it has outlived, by `Definitions::changes`.
+    known: AtomicU64,
     /// Whether changes to it, and to the tables of its subqueries, are captured.
     pub tracked: bool,
     /// Those of them that are not captured.
@@ -54,6 +63,11 @@ impl Untracked {
 }
 
 #[derive(Deserialize)]
+struct Inner {
+    relid: u32,
+}
+
+#[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(deserialize_with = "decimal")]
     hash: u64,
@@ -62,6 +76,10 @@ struct Fields<'a> {
     table: String,
     #[serde(default)]
     tracked: bool,
+    #[serde(default)]
+    all_columns: bool,
+    #[serde(default)]
+    inner: Vec<Inner>,
     #[serde(default)]
     untracked: Vec<Untracked>,
     #[serde(borrow)]
@@ -79,12 +97,49 @@ impl Definition {
         Ok(Definition {
             hash,
             relid,
+            inner: fields.inner.iter().map(|table| table.relid).collect(),
             table,
+            all_columns: fields.all_columns,
+            known: AtomicU64::new(0),
             tracked,
             untracked: fields.untracked,
             schema,
             raw,
         })
+    }
+
+    /// Whether a change of the catalogs is one that it is known to have outlived.
+    pub fn outlived(&self, change: u64) -> bool {
+        change <= self.known.load(Ordering::Acquire)
+    }
+
+    /// It has outlived this change.
+    pub fn set_outlived(&self, change: u64) {
+        self.known.fetch_max(change, Ordering::AcqRel);
+    }
+
+    /// The table by its name.
+    pub fn relation(&self) -> Relation {
+        let fields: Fields = serde_json::from_str(self.raw.get()).expect("it was read before");
+        Relation {
+            schema: fields.schema,
+            table: fields.table,
+        }
+    }
+
+    /// The table and those of subqueries.
+    pub fn relids(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.relid).chain(self.inner.iter().copied())
+    }
+
+    /// Whether both have columns of the same names.
+    pub fn has_columns_of(&self, other: &Definition) -> bool {
+        let names = |it: &Definition| -> Option<BTreeSet<String>> {
+            let columns: BTreeMap<String, IgnoredAny> =
+                serde_json::from_str(it.schema.to_str().ok()?).ok()?;
+            Some(columns.into_keys().collect())
+        };
+        names(self) == names(other)
     }
 
     /// The JSON, as it came.
@@ -225,6 +280,7 @@ pub(crate) mod tests {
         let definition = definition(u64::MAX);
         assert_eq!((definition.hash, definition.relid), (u64::MAX, 1));
         assert_eq!(definition.table, "public.t");
+        assert!(definition.has_columns_of(&self::definition(1)));
         let text = definition.schema.to_str().unwrap();
         assert!(text.contains("gr\\u00f6\\u00dfe") && text.contains("\\ud83d\\ude00"));
         let parsed: serde_json::Value = serde_json::from_str(text).unwrap();

@@ -267,6 +267,12 @@ impl Feed {
         if !over.is_empty() || !changed.is_empty() {
             app.definitions
                 .forget(|it| over.contains(&it.hash) || changed.contains(&it.relid));
+            let changes = app.definitions.changes();
+            let altered = |shape: &&Arc<LiveShape>| changed.contains(&shape.definition.relid);
+            shapes
+                .values()
+                .filter(altered)
+                .for_each(|it| it.alter(changes));
         }
         if upto > session.evaluated {
             session.rests_until = began + LEAST_BETWEEN;
@@ -275,7 +281,10 @@ impl Feed {
         app.live.set_evaluated(upto);
         app.live.set_watched(began);
         if app.metrics.wakeful.get() > 0 {
-            let touched = |shape: &&Arc<LiveShape>| touched.contains(&shape.definition.relid);
+            let touched = |shape: &&Arc<LiveShape>| {
+                let mut relids = shape.definition.relids();
+                relids.any(|relid| touched.contains(&relid))
+            };
             shapes.values().filter(touched).for_each(|it| it.wake());
         }
         app.metrics

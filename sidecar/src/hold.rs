@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{Either, Pending, pending, select_all};
 use tokio::time::{Instant, sleep_until};
 
 use crate::app::{App, LOOK_AGAIN};
@@ -38,8 +40,8 @@ pub struct Hold<'a> {
     pub deadline: Instant,
     /// When a position that has not arrived yet is given up.
     pub arrival_deadline: Instant,
-    /// Answer also when the table is touched.
-    pub wakes: bool,
+    /// Answer also when the shape's tables, or those of these shapes, are touched.
+    pub wake: Option<&'a [Arc<Definition>]>,
 }
 
 /// What a look led to.
@@ -82,9 +84,11 @@ impl Hold<'_> {
             checked: None,
             rejoined: false,
         };
+        let others = self.wake.into_iter().flatten();
+        let others: Vec<Guest> = others.map(|it| self.app.live.join(it)).collect();
         loop {
             let guest = self.app.live.join(self.definition);
-            if let Some(outcome) = self.wait_as(&guest, &mut progress).await? {
+            if let Some(outcome) = self.wait_as(&guest, &others, &mut progress).await? {
                 return Ok(outcome);
             }
         }
@@ -94,14 +98,16 @@ impl Hold<'_> {
     async fn wait_as(
         &self,
         guest: &Guest,
+        others: &[Guest],
         progress: &mut Progress,
     ) -> Result<Option<Outcome>, Error> {
         loop {
             // Interest first, then the look: what happens in between wakes us.
             let mut changed = std::pin::pin!(guest.changed());
             changed.as_mut().enable();
+            let touched = any_changed(others);
             let over = Instant::now() >= self.deadline || self.app.shutdown.is_cancelled();
-            let until = match self.look(guest, progress).await? {
+            let until = match self.look(guest, others, progress).await? {
                 Step::Done(outcome) => return Ok(Some(outcome)),
                 Step::Again => continue,
                 _ if over => return self.idle(progress).map(Some),
@@ -111,6 +117,7 @@ impl Hold<'_> {
             };
             tokio::select! {
                 () = changed => {}
+                () = touched => {}
                 () = sleep_until(until) => {}
                 () = self.app.shutdown.cancelled() => {}
             }
@@ -128,13 +135,31 @@ impl Hold<'_> {
 
     /// Transactions behind where progress is that touched the table, but those at some positions.
     fn silent(&self, progress: &Progress, upto: i64, but: &[i64]) -> Vec<u32> {
-        let (relid, after) = (self.definition.relid, progress.at.position());
-        self.app.touches.between(relid, after, upto, but)
+        let (relids, after) = (self.definition.relids(), progress.at.position());
+        self.app.touches.between(relids, after, upto, but)
+    }
+
+    /// Whether one of these shapes' tables was touched since, or may have been.
+    fn is_touched(&self, others: &[Guest], progress: &Progress, upto: i64) -> bool {
+        let after = progress.at.position();
+        let touched = |it: &Guest| {
+            let touches = &self.app.touches;
+            let known = touches.between([it.definition.relid], after, upto, &[]);
+            !known.is_empty() || it.may_have_missed(after)
+        };
+        others.iter().any(touched)
     }
 
     /// Whether a request that is to be woken is now, or when it will be.
-    fn wake(&self, progress: &mut Progress, evaluated: i64) -> Result<Step, Error> {
-        let quiet = progress.silent.is_empty() && self.silent(progress, evaluated, &[]).is_empty();
+    fn wake(
+        &self,
+        others: &[Guest],
+        progress: &mut Progress,
+        evaluated: i64,
+    ) -> Result<Step, Error> {
+        let quiet = progress.silent.is_empty()
+            && self.silent(progress, evaluated, &[]).is_empty()
+            && !self.is_touched(others, progress, evaluated);
         if progress.woken.is_none() && quiet {
             return Ok(Step::Wait);
         }
@@ -146,7 +171,24 @@ impl Hold<'_> {
         self.idle(progress).map(Step::Done)
     }
 
-    async fn look(&self, guest: &Guest, progress: &mut Progress) -> Result<Step, Error> {
+    /// Who asked for all columns asks for another shape once there are others.
+    async fn look_at_columns(&self, altered: u64) -> Result<Step, Error> {
+        match self.app.has_other_columns(self.definition).await {
+            Ok(true) => Err(Error::refetch("columns")),
+            Ok(false) => {
+                self.definition.set_outlived(altered);
+                Ok(Step::Again)
+            }
+            Err(error) => self.put_off(error),
+        }
+    }
+
+    async fn look(
+        &self,
+        guest: &Guest,
+        others: &[Guest],
+        progress: &mut Progress,
+    ) -> Result<Step, Error> {
         let max_bytes = self.app.config.chunk_bytes as usize;
         let seen = guest.read(
             progress.at,
@@ -164,10 +206,14 @@ impl Hold<'_> {
             }
             Seen::Nothing(evaluated) => {
                 progress.evaluated = progress.evaluated.max(Some(evaluated));
-                if self.wakes {
-                    return self.wake(progress, evaluated);
+                let altered = guest.altered();
+                if self.definition.all_columns && !self.definition.outlived(altered) {
+                    return Box::pin(self.look_at_columns(altered)).await;
                 }
-                Ok(Step::Wait)
+                match self.wake {
+                    Some(_) => self.wake(others, progress, evaluated),
+                    None => Ok(Step::Wait),
+                }
             }
             // One that ended before this request's snapshot was another's; its successor would not have begun.
             Seen::Ended(position, reason) if position > self.pin || progress.rejoined => {
@@ -250,4 +296,16 @@ impl Hold<'_> {
             Err(error) => self.put_off(error).map(Some),
         }
     }
+}
+
+/// Completes when one of these shapes changes; what happens from now on counts.
+fn any_changed(shapes: &[Guest]) -> Either<Pending<()>, impl Future<Output = ()>> {
+    if shapes.is_empty() {
+        return Either::Left(pending());
+    }
+    let mut changes: Vec<_> = shapes.iter().map(|it| Box::pin(it.changed())).collect();
+    for change in &mut changes {
+        change.as_mut().enable();
+    }
+    Either::Right(select_all(changes).map(|_| ()))
 }

@@ -30,6 +30,14 @@ pub fn relation(text: &str) -> Result<Relation, String> {
     }
 }
 
+/// Reads a comma-separated list of tables.
+pub fn relations(text: &str) -> Result<Vec<Relation>, String> {
+    split(text, ',')
+        .into_iter()
+        .map(|part| relation(part.trim()))
+        .collect()
+}
+
 /// Reads a comma-separated list of column names.
 pub fn columns(text: &str) -> Result<Vec<String>, String> {
     split(text, ',')
@@ -151,6 +159,14 @@ mod tests {
         assert!(text("a\0").contains("special characters"));
         assert!(text("\"a\0\"").contains("special characters"));
         assert!(text("\"").contains("special characters"));
+    }
+
+    #[test]
+    fn lists_of_relations() {
+        let list = relations(r#"a, "B,c"."d.e""#).unwrap();
+        let names: Vec<_> = list.iter().map(|it| (&*it.schema, &*it.table)).collect();
+        assert_eq!(names, [("public", "a"), ("B,c", "d.e")]);
+        assert!(relations("a,").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! requests wait on them (`hold.rs`).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub struct LiveShape {
     // Held for short reads and writes of memory, never across an await.
     state: Mutex<State>,
     changed: Notify,
+    /// `Definitions::changes` after the feed has told that the table may be another.
+    altered: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -146,6 +148,26 @@ impl LiveShape {
         self.changed.notify_waiters();
     }
 
+    /// Its table may be another by now.
+    pub fn alter(&self, changes: u64) {
+        self.altered.store(changes, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// When it was altered last, in terms of `Definitions::changes`.
+    pub fn altered(&self) -> u64 {
+        self.altered.load(Ordering::Acquire)
+    }
+
+    /// Whether something may have happened to its table after a position that the feed does not tell of.
+    pub fn may_have_missed(&self, position: i64) -> bool {
+        match self.state().phase {
+            Phase::Attached(attached) => attached > position,
+            Phase::Ended { .. } => true,
+            Phase::Attaching | Phase::Failed(_) => false,
+        }
+    }
+
     /// An operation; those who wait are woken by the last one of a transaction.
     pub fn push(&self, position: i64, n: i64, message: Bytes, last: bool) {
         if self.state().tail.push(position, n, message, last) {
@@ -247,6 +269,7 @@ impl LiveShapes {
                 idle_since: Instant::now(),
             }),
             changed: Notify::new(),
+            altered: AtomicU64::new(0),
         });
         // Without a receiver the sidecar is on its way out.
         let _ = self.attach.send(shape.clone());

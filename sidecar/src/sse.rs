@@ -71,7 +71,7 @@ impl Asked<'_> {
                 pin: handle.pin,
                 deadline: self.at,
                 arrival_deadline: self.arrival_deadline(),
-                wakes: false,
+                wake: None,
             };
             hold.wait(from).await
         };
@@ -91,8 +91,8 @@ impl Asked<'_> {
         };
         let mut stream = Stream::new(self.app, definition, handle.pin, from, self.at);
         stream.silent = silent;
-        let wakes = self.request.wakes;
-        stream.wakeful = wakes.then(|| self.app.metrics.wakeful());
+        let wakeful = |others| (self.app.metrics.wakeful(), others);
+        stream.wakeful = self.others().await?.map(wakeful);
         let first = first.map(|operations| stream.news(&operations));
         let mut response = Body::from_stream(stream.bytes(first)).into_response();
         let headers = response.headers_mut();
@@ -133,7 +133,8 @@ struct Stream {
     owes: bool,
     /// Transactions that touched the table before the stream began, which the next up-to-date tells of.
     silent: Vec<u32>,
-    wakeful: Option<Held>,
+    /// Tables besides the shape's own that wake it.
+    wakeful: Option<(Held, Box<[Arc<Definition>]>)>,
     _held: Held,
 }
 
@@ -192,7 +193,7 @@ impl Stream {
             pin: self.pin,
             deadline,
             arrival_deadline: deadline,
-            wakes: self.wakeful.is_some(),
+            wake: self.wakeful.as_ref().map(|(_, others)| &**others),
         };
         match hold.wait(self.from).await {
             Ok(Outcome::News(operations)) => Some(self.news(&operations)),

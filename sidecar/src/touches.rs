@@ -1,7 +1,7 @@
 //! Transactions that touched a table, whatever shapes saw of them: who waits for a transaction learns that it is there,
 //! also when it changed nothing that the shape shows (docs/protocol.md, "Transactions").
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
 
 /// Transactions that an answer names at most: the newest.
@@ -35,20 +35,30 @@ impl Touches {
         }
     }
 
-    /// The newest transactions after one position, up to another, whose positions are none of these (ascending).
-    pub fn between(&self, relid: u32, after: i64, upto: i64, but: &[i64]) -> Vec<u32> {
+    /// The newest transactions that touched one of these tables after one position, up to another, and whose positions are
+    /// none of these (ascending).
+    pub fn between(
+        &self,
+        relids: impl IntoIterator<Item = u32>,
+        after: i64,
+        upto: i64,
+        but: &[i64],
+    ) -> Vec<u32> {
         let tables = self.tables.lock().expect("no panic while held");
-        let Some(touches) = tables.get(&relid) else {
-            return Vec::new();
+        let of_table = |relid: u32| {
+            let newest = tables
+                .get(&relid)
+                .into_iter()
+                .flat_map(|it| it.iter().rev());
+            let within = newest
+                .skip_while(|(position, _)| *position > upto)
+                .take_while(|(position, _)| *position > after);
+            let silent = within.filter(|(position, _)| but.binary_search(position).is_err());
+            silent.take(NAMED).copied()
         };
-        let newest = touches.iter().rev();
-        let within = newest
-            .skip_while(|(position, _)| *position > upto)
-            .take_while(|(position, _)| *position > after);
-        let silent = within.filter(|(position, _)| but.binary_search(position).is_err());
-        let mut xids: Vec<u32> = silent.take(NAMED).map(|(_, xid)| *xid).collect();
-        xids.reverse();
-        xids
+        let found: BTreeMap<i64, u32> = relids.into_iter().flat_map(of_table).collect();
+        let surplus = found.len().saturating_sub(NAMED);
+        found.into_values().skip(surplus).collect()
     }
 }
 
@@ -62,13 +72,15 @@ mod tests {
         for position in [10, 11, 11, 12, 15, 9] {
             touches.add(1, position, position as u32);
         }
-        assert_eq!(touches.between(1, 10, 15, &[]), [11, 12, 15]);
-        assert_eq!(touches.between(1, 0, 14, &[10, 12]), [11]);
-        assert!(touches.between(2, 0, 99, &[]).is_empty());
+        assert_eq!(touches.between([1], 10, 15, &[]), [11, 12, 15]);
+        assert_eq!(touches.between([1], 0, 14, &[10, 12]), [11]);
+        assert!(touches.between([2], 0, 99, &[]).is_empty());
+        [12, 13].map(|position| touches.add(2, position, position as u32));
+        assert_eq!(touches.between([1, 2], 10, 15, &[]), [11, 12, 13, 15]);
         for position in 100..3000 {
             touches.add(1, position, position as u32);
         }
-        let newest = touches.between(1, 0, 2500, &[]);
+        let newest = touches.between([1, 2], 0, 2500, &[]);
         assert_eq!(
             (newest.len(), newest[0], newest[NAMED - 1]),
             (NAMED, 2401, 2500)

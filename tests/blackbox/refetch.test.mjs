@@ -1,7 +1,7 @@
 // What ends a handle, and how its clients go on: 409, deletion, truncation, a table that goes.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { send, served, waitFor } from '../lib/index.mjs'
+import { openEvents, send, served, waitFor } from '../lib/index.mjs'
 
 const site = served({
   schema: `
@@ -153,6 +153,29 @@ test('a table that goes: 409 for those who wait, then the 400', async () => {
   await site.sql('create table passing (id int primary key)')
   const again = await site.api.get({ table: 'passing', handle: follower.handle, offset: follower.offset })
   assertRefetch(again, follower.handle)
+})
+
+// The shape of the columns that were named, or were there, goes on: who asked for all of them asks for another one now.
+test('ADD COLUMN: those who wait for all columns are told soon, also a stream; those who named theirs go on', async () => {
+  const { api, sidecar } = await site.another({ env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '60000', SHAPEFEED_SSE_TIMEOUT_MS: '60000' } })
+  await site.sql("create table growing (id int primary key, v text); insert into growing values (1, 'a')")
+  const all = await api.follow({ table: 'growing' })
+  const named = await api.follow({ table: 'growing', columns: 'id,v' })
+  const waiting = await hold(all, api, sidecar)
+  const held = await hold(named, api, sidecar)
+  const stream = await openEvents(sidecar.url, new URLSearchParams({ table: 'growing', handle: all.handle, offset: all.offset, live: 'true', live_sse: 'true' }))
+  const began = performance.now()
+  await site.sql('alter table growing add w int not null default 7')
+  const next = assertRefetch(await waiting.answer, all.handle)
+  assert.equal(await stream.ended, 'whole')
+  assert.ok(performance.now() - began < 20_000, 'long before the end of the hold')
+  const start = await api.start({ table: 'growing', handle: next, expired_handle: all.handle })
+  assert.equal(start.handle, next)
+  assert.deepEqual([start.operations[0].value, start.schema.w], [{ id: '1', v: 'a', w: '7' }, { type: 'int4', not_null: true }])
+  await site.sql('update growing set w = 8; update growing set v = \'b\'')
+  const answer = await held.answer
+  assert.deepEqual(answer.operations.map(({ value }) => value), [{ id: '1', v: 'b' }])
+  assert.equal(answer.handle, named.handle)
 })
 
 test('clients that start while the shape ends again and again all get there', async () => {

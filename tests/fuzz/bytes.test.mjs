@@ -89,7 +89,7 @@ test('connections with any bytes', { timeout: 3_000_000 }, async () => {
   const random = randomFrom(seed)
   const statuses = {}
   let silent = 0
-  const count = Math.round(2500 * scale)
+  const count = Math.round(3500 * scale)
   const work = async () => {
     let next = 0
     const worker = async () => {

@@ -5,7 +5,7 @@ import { isUpToDate, ok, openEvents, served, waitFor } from '../lib/index.mjs'
 
 const site = served({
   schema: `create table items (id int primary key, v text); insert into items select i, 'v' from generate_series(1, 100) i;
-    create table others (id int primary key)`,
+    create table others (id int primary key); create table "Odd, name" (id int)`,
   env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '1500' },
 })
 
@@ -79,6 +79,74 @@ test('wake=1 has a live request answered when the table is touched', async () =>
   const next = ok(await site.api.get({ ...params, handle: answer.handle, offset: answer.offset, live: 'true', wake: '1' }))
   assert.ok(next.ms > 1000 && txids(next) === undefined)
   assert.ok(ok(await asleep).ms > 1000)
+})
+
+test('wake with tables: a live request is answered when one of them is touched, whoever follows it', async () => {
+  for (const wake of ['others,"Odd, name"', 'public."Odd, name" , others']) {
+    const from = await atTheEnd()
+    const ask = (at) => site.api.get({ ...params, handle: at.handle, offset: at.offset, live: 'true', wake })
+    // The first of its kind may be answered at once: what was before it was there is not known.
+    let at = ok(await ask(from))
+    const next = async () => {
+      const held = ask(at)
+      await waitFor(async () => (await site.sidecar.metric('shapefeed_wakeful_requests')) === 1)
+      return held
+    }
+    for (const touch of ['insert into others select coalesce(max(id), 0) + 1 from others', `insert into "Odd, name" values (1)`]) {
+      const woken = next()
+      await waitFor(async () => (await site.sidecar.metric('shapefeed_wakeful_requests')) === 1)
+      const began = performance.now()
+      await site.sql(touch)
+      const { rows: [{ head }] } = await site.client.query('select head::text from shapefeed._head()')
+      at = ok(await woken)
+      assert.ok(performance.now() - began < 1000, 'it is answered soon')
+      assert.deepEqual([at.upToDate, at.operations.length, txids(at)], [true, 0, undefined])
+      assert.ok(BigInt(at.controls.at(-1).headers.global_last_seen_lsn) >= BigInt(head), 'as far as the other table')
+    }
+    const idle = await next()
+    assert.ok(ok(idle).ms > 1000, 'what woke it does not wake it again')
+    const asleep = site.api.get({ ...params, handle: at.handle, offset: at.offset, live: 'true', wake: 'true' })
+    await site.sql('insert into others select max(id) + 1 from others')
+    assert.ok(ok(await asleep).ms > 1000, 'nor what is not named')
+  }
+})
+
+test('wake names tables that there are', async () => {
+  const from = await atTheEnd()
+  const refused = async (wake) => {
+    const answer = await site.api.get({ ...params, handle: from.handle, offset: from.offset, live: 'true', wake })
+    assert.equal(answer.status, 400)
+    return answer.json.errors
+  }
+  assert.deepEqual(await refused('others,nowhere'), { wake: ['Table "public"."nowhere" does not exist. If the table name contains capitals or special characters you must quote it.'] })
+  assert.deepEqual(await refused('a b'), { wake: ['Invalid unquoted identifier contains special characters: a b'] })
+  assert.deepEqual(await refused(Array.from({ length: 101 }, (_, i) => `t${i}`).join()), { wake: ['names more than 100 tables'] })
+})
+
+test('with a subquery, its tables count as well', async () => {
+  const shape = { table: 'items', where: 'id in (select id from others where id > 1000)' }
+  const from = ok(await site.api.get({ ...shape, offset: 'now' }))
+  const ask = (at, extra) => site.api.get({ ...shape, handle: at.handle, offset: at.offset, live: 'true', ...extra })
+  const first = ok(await ask(from, { wake: '1' }))
+  const woken = ask(first, { wake: '1' })
+  await waitFor(async () => (await site.sidecar.metric('shapefeed_wakeful_requests')) === 1)
+  const touched = await xid('insert into others values (999)')
+  const answer = ok(await woken)
+  assert.ok(answer.ms < 1400)
+  assert.deepEqual(txids(answer), [touched])
+})
+
+test('a stream that names a table hears of it', async () => {
+  const from = await atTheEnd()
+  const query = new URLSearchParams({ ...params, handle: from.handle, offset: from.offset, live: 'true', live_sse: 'true', wake: 'others' })
+  const stream = await openEvents(site.sidecar.url, query)
+  const far = (head) => (messages) => messages.some(({ headers }) => BigInt(headers.global_last_seen_lsn ?? 0) >= BigInt(head))
+  for (let i = 0; i < 3; i++) {
+    await site.sql('insert into others select max(id) + 1 from others')
+    const { rows: [{ head }] } = await site.client.query('select head::text from shapefeed._head()')
+    await stream.until(far(head), { timeoutMs: 1300 })
+  }
+  stream.close()
 })
 
 test('a stream with wake=1 tells of each', async () => {

@@ -156,6 +156,13 @@ async fn serve(
     match result {
         Err(Error::MustRefetch { reason, .. }) => {
             let (refused, expired) = (request.handle, request.expired);
+            // What is asked for may have become another shape while the request was held.
+            let current = if request.live {
+                asked.definition().await.ok()
+            } else {
+                None
+            };
+            let definition = current.unwrap_or(definition);
             let handle = Box::pin(app.replacement(&definition, refused, expired)).await;
             Err(Error::MustRefetch { handle, reason })
         }

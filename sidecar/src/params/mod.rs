@@ -55,6 +55,19 @@ pub enum Source {
 }
 
 impl ShapeParams {
+    /// All columns of a table's rows, or of none of them.
+    pub fn of_table(table: Relation, rows: bool) -> Self {
+        ShapeParams {
+            source: Source::Table(table),
+            condition: (!rows).then(|| "false".into()),
+            params: Vec::new(),
+            columns: None,
+            queryable: None,
+            replica: Replica::Default,
+            log: Log::Full,
+        }
+    }
+
     /// Bytes that it takes, about.
     pub fn bytes(&self) -> usize {
         let name = match &self.source {
@@ -136,8 +149,8 @@ pub struct ShapeRequest {
     pub live: bool,
     /// Go on with it, as a stream of events.
     pub events: bool,
-    /// Answer also when the table is touched.
-    pub wakes: bool,
+    /// Answer also when the shape's tables, or these, are touched.
+    pub wake: Option<Vec<Relation>>,
     /// Cursor of the previous live answer; also sent by a refresh, which is not live.
     pub cursor: Option<String>,
     /// The shape.
@@ -194,7 +207,7 @@ pub fn shape_request(query: &Query) -> Result<ShapeRequest, FieldErrors> {
         expired: query.text("expired_handle").and_then(Handle::parse),
         live,
         events,
-        wakes: live && matches!(query.text("wake"), Some("1" | "true")),
+        wake: wake(query)?.filter(|_| live),
         cursor: query
             .get("cursor")
             .and_then(|value| value.as_deref().ok().map(str::to_owned)),
@@ -251,6 +264,24 @@ fn source(query: &Query) -> Result<Source, FieldErrors> {
             .map_err(|text| field_error("table", text)),
         (None, None) => Err(field_error("table", BLANK)),
     }
+}
+
+/// Tables that a request names in `wake` are bounded: each of them is followed.
+const MOST_TABLES: usize = 100;
+
+/// `wake`: on, off, or on with more tables than the shape's own.
+fn wake(query: &Query) -> Result<Option<Vec<Relation>>, FieldErrors> {
+    let tables = match query.text("wake") {
+        None | Some("0" | "false") => return Ok(None),
+        Some("1" | "true") => Ok(Vec::new()),
+        Some(list) => identifier::relations(list),
+    };
+    let tables = tables.map_err(|text| field_error("wake", text))?;
+    if tables.len() > MOST_TABLES {
+        let text = format!("names more than {MOST_TABLES} tables");
+        return Err(field_error("wake", text));
+    }
+    Ok(Some(tables))
 }
 
 /// Names of columns; `None` for all.
