@@ -15,6 +15,9 @@ pub enum Error {
     /// Nothing is wrong that will not be right in a moment. SQLSTATE SF503.
     #[error("{0}")]
     TryAgain(String),
+    /// A where clause cannot be followed: it raises an error for a row, or takes too long. SQLSTATE SF400.
+    #[error("{0}")]
+    Clause(String),
     /// The session's feed has no shapes, or those that it had are lost. SQLSTATE SF410.
     #[error("no shape is attached in this session")]
     FeedLost,
@@ -39,6 +42,9 @@ impl Error {
             Error::Unsupported(_, hint) | Error::Sql(_, _, hint) => *hint,
             Error::MustRefetch(_) => "Read the shape again from its start.",
             Error::NotYet(_) | Error::TryAgain(_) => "Try again in a moment.",
+            Error::Clause(_) => {
+                "Write it so that it raises no error for any row, and costs little."
+            }
             Error::FeedLost => "Attach all shapes again, in a new session.",
             Error::Corrupt(_) => "",
         };
@@ -49,6 +55,7 @@ impl Error {
             Error::MustRefetch(_) => {
                 crate::pg::error::raise_custom(b"SF409", &self.to_string(), hint)
             }
+            Error::Clause(_) => crate::pg::error::raise_custom(b"SF400", &self.to_string(), hint),
             Error::FeedLost => crate::pg::error::raise_custom(b"SF410", &self.to_string(), hint),
             Error::NotYet(_) => crate::pg::error::raise_custom(b"SF425", &self.to_string(), hint),
             Error::TryAgain(_) => crate::pg::error::raise_custom(b"SF503", &self.to_string(), hint),

@@ -1,6 +1,7 @@
 //! Settings, with their units.
 
 use std::ffi::CString;
+use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
@@ -11,6 +12,7 @@ static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static RETENTION_SIZE_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static CLAUSE_TIME_LIMIT_MS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);
 static SEARCH_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"pg_catalog, public"));
@@ -69,6 +71,16 @@ pub fn register(preloading: bool) {
         i32::MAX,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.clause_time_limit",
+        c"Time that evaluating a where clause may take for 1,000 rows, or fewer, of a transaction.",
+        c"A shape whose where clause takes longer ends. 0 sets no limit.",
+        &CLAUSE_TIME_LIMIT_MS,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_string_guc(
         c"shapefeed.search_path",
@@ -152,6 +164,14 @@ pub const RESTS_PER_RETENTION: u64 = 16;
 /// Largest table without a key that can be followed, in rows.
 pub fn keyless_max_rows() -> u64 {
     KEYLESS_MAX_ROWS.get() as u64
+}
+
+/// Time that evaluating a where clause may take for so many changes of a transaction; None: any.
+pub fn clause_time_limit(changes: usize) -> Option<Duration> {
+    const CHANGES: usize = 1000;
+    let limit_ms = CLAUSE_TIME_LIMIT_MS.get() as u64;
+    let times = changes.div_ceil(CHANGES).max(1) as u64;
+    (limit_ms > 0).then(|| Duration::from_millis(limit_ms.saturating_mul(times)))
 }
 
 /// Databases that can have a sequencer.

@@ -254,6 +254,7 @@ impl From<tokio_postgres::Error> for Error {
         };
         let invalid = |field: &str| Error::Invalid(field_error(field, db.message()));
         match (db.code().code(), db.code()) {
+            ("SF400", _) => invalid("where"),
             ("SF409", _) => Error::refetch(db.message()),
             ("SF425", _) => Error::NotYet,
             ("SF503", _) => Error::Unavailable {

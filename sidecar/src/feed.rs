@@ -17,6 +17,7 @@ use crate::db::{self, FeedRow};
 use crate::definition::Definition;
 use crate::error::Error;
 use crate::live::{LiveShape, ToAttach};
+use crate::params::field_error;
 
 /// How long one call sleeps; also how soon a silently lost connection shows.
 const WAIT: Duration = Duration::from_secs(5);
@@ -245,7 +246,13 @@ impl Feed {
                     ids,
                     position,
                     reason,
+                    clause,
                 } => {
+                    let error = if clause {
+                        Error::Invalid(field_error("where", reason))
+                    } else {
+                        Error::refetch(reason)
+                    };
                     for shape in ids.iter().filter_map(|id| shapes.get(id)) {
                         tracing::info!(
                             table = shape.definition.table,
@@ -257,7 +264,7 @@ impl Feed {
                         ended.push(shape.id);
                         over.insert(shape.definition.hash);
                         app.live.remove(shape);
-                        shape.end(position, reason);
+                        shape.end(position, error.clone());
                     }
                 }
                 FeedRow::Upto(position) => upto = position,

@@ -216,9 +216,7 @@ impl Hold<'_> {
                 }
             }
             // One that ended before this request's snapshot was another's; its successor would not have begun.
-            Seen::Ended(position, reason) if position > self.pin || progress.rejoined => {
-                Err(Error::refetch(reason))
-            }
+            Seen::Ended(position, error) if position > self.pin || progress.rejoined => Err(error),
             Seen::Ended(..) => {
                 progress.rejoined = true;
                 Ok(Step::Rejoin)

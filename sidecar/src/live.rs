@@ -53,8 +53,8 @@ enum Phase {
     Attaching,
     /// The feed reports everything after this position.
     Attached(i64),
-    /// Its epoch is over.
-    Ended { position: i64, reason: String },
+    /// It is over.
+    Ended { position: i64, error: Error },
     /// The feed cannot have it.
     Failed(Error),
 }
@@ -73,7 +73,7 @@ pub enum Seen {
     /// Operations after the place.
     Operations(Operations),
     /// Ended at a position.
-    Ended(i64, String),
+    Ended(i64, Error),
     /// Cannot be attached.
     Failed(Error),
 }
@@ -101,7 +101,7 @@ impl LiveShape {
         let mut state = self.state();
         let attached = match &state.phase {
             Phase::Attaching => return Seen::Attaching,
-            Phase::Ended { position, reason } => return Seen::Ended(*position, reason.clone()),
+            Phase::Ended { position, error } => return Seen::Ended(*position, error.clone()),
             Phase::Failed(error) => return Seen::Failed(error.clone()),
             Phase::Attached(position) => *position,
         };
@@ -175,12 +175,9 @@ impl LiveShape {
         }
     }
 
-    /// The shape's epoch ended.
-    pub fn end(&self, position: i64, reason: &str) {
-        self.state().phase = Phase::Ended {
-            position,
-            reason: reason.to_owned(),
-        };
+    /// The shape ended: what its requests are answered from then on.
+    pub fn end(&self, position: i64, error: Error) {
+        self.state().phase = Phase::Ended { position, error };
         self.changed.notify_waiters();
     }
 
@@ -398,7 +395,7 @@ mod tests {
         guest.set_placed(5, attachment);
         assert!(matches!(seen(&guest, 20, 5, 20), Seen::Unchecked(_)));
 
-        shape.end(21, "truncate");
+        shape.end(21, Error::refetch("truncate"));
         live.remove(&shape);
         assert!(matches!(seen(&guest, 20, 5, 21), Seen::Ended(21, _)));
         let next = live.join(&definition(1));

@@ -21,6 +21,7 @@ as 'MODULE_PATHNAME', '_detach_wrapper';
 --   'touch' a transaction, whose id is `n` (its low 32 bits), touched the tables `ids`; before its operations
 --   'changed' what the catalogs say of the tables `ids`, or of what their shapes use, has changed: ask _define again
 --   'end'   the shapes `ids` have ended at `position`, and are detached; `message` says why
+--   'clause' the same, and it is their where clause that is at fault: it raises an error, or takes too long
 --   'upto'  the last row: everything up to `position` is evaluated
 -- SQLSTATE SF410 in a session without shapes, also after an error: attach all again.
 create function shapefeed._feed(

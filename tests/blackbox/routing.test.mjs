@@ -303,14 +303,14 @@ test('a division by zero ends its shape and no other of its template', async () 
     await shape(4, '10 / (n - 2) > 0'), await shape(5, 'company in (1, 2)')])
   await site.sql('insert into q values (1, 1, 5), (2, 2, 0), (3, 3, 0);')
   const rows = await drain(feed)
-  assert.deepEqual(rows.filter(({ kind }) => kind === 'end').map(({ ids, message }) => [ids, message]),
-    [[[2], 'the where clause raised an error (SQLSTATE 22012)']])
+  assert.deepEqual(rows.filter(({ kind }) => kind === 'clause').map(({ ids, message }) => [ids, message]),
+    [[[2], 'evaluation failed with SQLSTATE 22012']])
   const told = byShape(rows)
   assert.deepEqual([1, 2, 3, 4, 5].map((id) => told.get(id)?.length ?? 0), [1, 0, 1, 1, 2])
   // Of another company, and so nobody's error; then one that the others raise.
   await site.sql('insert into q values (4, 1, 1); insert into q values (5, 9, 2);')
   const more = await drain(feed)
-  assert.deepEqual(more.filter(({ kind }) => kind === 'end').map(({ ids }) => ids), [[3], [4]])
+  assert.deepEqual(more.filter(({ kind }) => kind === 'clause').map(({ ids }) => ids), [[3], [4]])
   assert.deepEqual([...byShape(more)].map(([id, operations]) => [id, operations.length]), [[5, 1]])
   await feed.end()
 })

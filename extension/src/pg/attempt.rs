@@ -1,11 +1,13 @@
 //! Running something that may fail and living on: an internal subtransaction, as PL/pgSQL's exception blocks use it.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use pgrx::pg_sys::{self, panic::CaughtError};
 use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
 use super::error::{noted_position, noting_position};
+use super::time_limit::TimeLimit;
 
 /// An error that was caught, its effects rolled back.
 #[derive(Debug)]
@@ -35,11 +37,37 @@ pub fn attempt<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
 /// Runs `f`, which evaluates what a client has written, in a subtransaction: one that asks for too much memory, or trips over an
 /// error that is internal to a function, is caught as well. What stops the statement is not, nor is damaged data.
 pub fn attempt_evaluation<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
-    catching(f, |sqlstate| {
-        !of_class(sqlstate, &[b"40000", b"57000", b"58000"])
-            && sqlstate != PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
-            && sqlstate != PgSqlErrorCode::ERRCODE_DATA_CORRUPTED
-            && sqlstate != PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED
+    catching(f, is_of_evaluation)
+}
+
+fn is_of_evaluation(sqlstate: PgSqlErrorCode) -> bool {
+    !of_class(sqlstate, &[b"40000", b"57000", b"58000"])
+        && sqlstate != PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+        && sqlstate != PgSqlErrorCode::ERRCODE_DATA_CORRUPTED
+        && sqlstate != PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED
+}
+
+/// The message of an evaluation that took longer than it may.
+pub const TOO_SLOW: &str = "the where clause takes longer than shapefeed.clause_time_limit";
+
+/// The same, and what takes longer than `limit` is cancelled and caught, too.
+pub fn attempt_evaluation_within<T>(
+    limit: Option<Duration>,
+    f: impl FnOnce() -> T,
+) -> Result<T, Caught> {
+    let limit = TimeLimit::begin(limit);
+    let is_late =
+        |sqlstate| sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED && limit.has_passed();
+    let outcome = catching(f, |sqlstate| {
+        is_late(sqlstate) || is_of_evaluation(sqlstate)
+    });
+    outcome.map_err(|caught| match is_late(caught.sqlstate) {
+        true => Caught {
+            sqlstate: PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            message: TOO_SLOW.into(),
+            position: None,
+        },
+        false => caught,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod procedure;
 pub mod shmem;
 pub mod snapshot;
 pub mod spill;
+pub mod time_limit;
 pub mod trigger;
 pub mod utility;
 pub mod xact;

@@ -9,6 +9,7 @@ use super::member::later::Later;
 use super::member::nodes::Nodes;
 use super::resolve::{Asked, Resolver};
 use super::window::End;
+use crate::error::Error;
 use crate::pg::expr::Lifted;
 use crate::pg::invalidation::Changed;
 
@@ -35,7 +36,31 @@ pub struct Ended {
     /// Their ids.
     pub ids: Vec<i32>,
     /// Why.
-    pub reason: String,
+    pub why: Why,
+}
+
+/// Why shapes have ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Their epoch is over, or they are no more: who asks again gets others, or hears why not.
+    Over(String),
+    /// Their where clause is at fault: asking again is useless.
+    Clause(String),
+}
+
+impl From<String> for Why {
+    fn from(reason: String) -> Why {
+        Why::Over(reason)
+    }
+}
+
+impl From<Error> for Why {
+    fn from(error: Error) -> Why {
+        match error {
+            Error::Clause(reason) => Why::Clause(reason),
+            error => Why::Over(error.to_string()),
+        }
+    }
 }
 
 impl Attached {
@@ -72,7 +97,7 @@ impl Attached {
             self.forget(&[]);
             self.failed.push(Ended {
                 ids: vec![id],
-                reason,
+                why: reason.into(),
             });
         }
     }
@@ -289,6 +314,6 @@ fn end_in(
     );
     (!ids.is_empty()).then(|| Ended {
         ids,
-        reason: reason.to_string(),
+        why: reason.to_string().into(),
     })
 }

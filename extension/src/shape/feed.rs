@@ -8,7 +8,7 @@ use pgrx::AnyArray;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
-use super::attached::Attached;
+use super::attached::{Attached, Why};
 use super::definition::Definition;
 use super::member::later::Later;
 use super::pass::{self, Row};
@@ -152,11 +152,13 @@ fn _feed(
             let relids = relids.into_iter().map(|relid| relid as i32).collect();
             (Some(relids), position, None, None, None, "changed")
         }
-        Row::End {
-            ids,
-            position,
-            reason,
-        } => (Some(ids), position, None, Some(reason), None, "end"),
+        Row::End { ids, position, why } => {
+            let (kind, reason) = match why {
+                Why::Over(reason) => ("end", reason),
+                Why::Clause(reason) => ("clause", reason),
+            };
+            (Some(ids), position, None, Some(reason), None, kind)
+        }
     });
     TableIterator::new(rows.chain(std::iter::once((None, upto, None, None, None, "upto"))))
 }

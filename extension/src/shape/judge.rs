@@ -10,7 +10,8 @@ use super::overlay::Filter;
 use super::tuple::{Around, Effect, Table};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
-use crate::pg::attempt::{Caught, attempt_evaluation};
+use crate::guc;
+use crate::pg::attempt::{Caught, TOO_SLOW, attempt_evaluation_within};
 use crate::pg::encode::{TOO_LARGE, TOO_LARGE_HINT};
 use crate::pg::image::Row;
 use crate::sequence::order::Snapshot;
@@ -28,8 +29,7 @@ pub fn judge(
 ) -> Result<Judged> {
     let mut effects = table.effects(transaction, chains, around)?;
     fetch(&mut effects, filter.columns(), table, around)?;
-    let sides =
-        attempt_evaluation(|| sides(&effects, filter)).map_err(|caught| unevaluated(&caught))?;
+    let sides = sides(&effects, filter)?;
     Ok((effects, sides))
 }
 
@@ -52,31 +52,39 @@ pub fn rows(effects: &mut [Effect]) -> impl Iterator<Item = &mut Row> {
     sides.flatten()
 }
 
-/// On which side of each effect the row is in. Raises what the where clause raises.
-fn sides(effects: &[Effect], filter: &mut Filter) -> Vec<Side> {
+/// On which side of each effect the row is in.
+fn sides(effects: &[Effect], filter: &mut Filter) -> Result<Vec<Side>> {
     let mut is_in = |row: &Option<Row>| row.as_ref().is_some_and(|row| filter.matches(row));
-    let sides = effects.iter().enumerate().map(|(number, effect)| Side {
-        effect: number,
-        was_in: is_in(&effect.before),
-        is_in: is_in(&effect.after),
-    });
-    sides.filter(|side| side.was_in || side.is_in).collect()
+    let mut side = |(number, effect): (usize, &Effect)| {
+        pgrx::check_for_interrupts!();
+        let (was_in, is_in) = (is_in(&effect.before), is_in(&effect.after));
+        (was_in || is_in).then_some(Side {
+            effect: number,
+            was_in,
+            is_in,
+        })
+    };
+    let limit = guc::clause_time_limit(effects.len());
+    attempt_evaluation_within(limit, || {
+        effects.iter().enumerate().filter_map(&mut side).collect()
+    })
+    .map_err(|caught| unevaluated(&caught))
 }
 
-/// An error of a where clause, without the values that it may tell of; or that a row is too large, which may be told.
+/// An error of a where clause, without the values that it may tell of; or that a row is too large, or takes too long, which may be told.
 pub fn unevaluated(caught: &Caught) -> Error {
     // What is no error of data is one all the same for whoever wrote the clause: the server itself is well.
     let code = match caught.is_of_data() {
         true => caught.sqlstate,
         false => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
     };
-    let (message, hint) = if caught.message == TOO_LARGE {
-        (TOO_LARGE, TOO_LARGE_HINT)
-    } else {
-        (
+    let (message, hint) = match caught.message.as_str() {
+        TOO_SLOW => return Error::Clause(TOO_SLOW.into()),
+        TOO_LARGE => (TOO_LARGE, TOO_LARGE_HINT),
+        _ => (
             "the where clause cannot be evaluated for a row of the table",
             "Write it so that it raises no error for any row.",
-        )
+        ),
     };
     Error::Sql(code, message.into(), hint)
 }
@@ -91,8 +99,7 @@ pub fn judge_counts(
     around: &Around<'_>,
 ) -> Result<Judged> {
     let gains = Gains::of(table.keyed_chains(transaction, chains, around)?);
-    let sides = attempt_evaluation(|| sides(&gains.effects, filter));
-    let sides = counts.change(&gains, sides.map_err(|caught| unevaluated(&caught))?);
+    let sides = counts.change(&gains, sides(&gains.effects, filter)?);
     Ok((gains.effects, sides))
 }
 

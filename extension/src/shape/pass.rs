@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::attached::{Attached, Ended};
+use super::attached::{Attached, Ended, Why};
 use super::group::{Group, Keyless};
 use super::judge::{Tally, fetch, rows};
 use super::keyless::{Counts, Gains};
@@ -16,12 +16,13 @@ use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection, Side};
 use super::overlay::Filter;
 use super::place;
-use super::route::{Hit, Routed, sides};
+use super::route::{Hit, Routed, Work, sides};
 use super::share::{Message, Messages};
 use super::tuple::{Around, Effect, Table, changed};
 use super::window::{Commit, Log, Transaction};
 use crate::error::{Error, Result};
-use crate::pg::attempt::{Caught, attempt_evaluation};
+use crate::guc;
+use crate::pg::attempt::{Caught, TOO_SLOW, attempt_evaluation, attempt_evaluation_within};
 use crate::pg::invalidation;
 use crate::pg::reading::{self, Latest};
 use crate::pg::role::AsRole;
@@ -67,7 +68,7 @@ pub enum Row {
         /// Where.
         position: i64,
         /// Why.
-        reason: String,
+        why: Why,
     },
 }
 
@@ -181,13 +182,9 @@ impl Pass<'_> {
         Ok(complete_to)
     }
 
-    pub(super) fn end(&mut self, ids: Vec<i32>, position: i64, reason: String) {
+    pub(super) fn end(&mut self, ids: Vec<i32>, position: i64, why: Why) {
         if !ids.is_empty() {
-            self.rows.push(Row::End {
-                ids,
-                position,
-                reason,
-            });
+            self.rows.push(Row::End { ids, position, why });
         }
     }
 
@@ -198,8 +195,8 @@ impl Pass<'_> {
         if !relids.is_empty() {
             self.rows.push(Row::Changed { relids, position });
         }
-        for Ended { ids, reason } in ended {
-            self.end(ids, position, reason);
+        for Ended { ids, why } in ended {
+            self.end(ids, position, why);
         }
     }
 
@@ -217,8 +214,8 @@ impl Pass<'_> {
 
     /// Tells the shapes what a transaction means to them.
     pub fn transaction(&mut self, commit: &Commit) -> Result<()> {
-        for Ended { ids, reason } in self.attached.end(&commit.ends, commit.position) {
-            self.end(ids, commit.position, reason);
+        for Ended { ids, why } in self.attached.end(&commit.ends, commit.position) {
+            self.end(ids, commit.position, why);
         }
         let touched = self.attached.touched_by(&commit.relids);
         if touched.is_empty() {
@@ -254,8 +251,8 @@ impl Pass<'_> {
             self.with_members(&whole, &touched)?;
         }
         let over = std::mem::take(&mut self.over);
-        for Ended { ids, reason } in self.attached.spread(over) {
-            self.end(ids, commit.position, reason);
+        for Ended { ids, why } in self.attached.spread(over) {
+            self.end(ids, commit.position, why);
         }
         Ok(())
     }
@@ -370,13 +367,18 @@ impl Pass<'_> {
         let work = group.work(&candidates);
         for work in work.chunk_by(|a, b| a.role == b.role) {
             self.act_as(&group.roles[work[0].role as usize])?;
-            if let Ok(found) = attempt_evaluation(|| group.evaluate(work, &candidates, effects)) {
+            // What all of them do within the time that each has, none of them exceeds.
+            let limit = guc::clause_time_limit(effects.len());
+            let evaluate = |group: &mut Group, work: &[Work]| {
+                attempt_evaluation_within(limit, || group.evaluate(work, &candidates, effects))
+            };
+            if let Ok(found) = evaluate(group, work) {
                 hits.extend(found);
                 continue;
             }
             for one in work {
                 let one = std::slice::from_ref(one);
-                match attempt_evaluation(|| group.evaluate(one, &candidates, effects)) {
+                match evaluate(group, one) {
                     Ok(found) => hits.extend(found),
                     Err(caught) => self.end_clause(group, one[0].clause, &caught),
                 }
@@ -409,16 +411,12 @@ impl Pass<'_> {
     }
 
     fn end_clause(&mut self, group: &mut Group, clause: u32, caught: &Caught) {
-        self.end_shapes(group, clause, reason(caught));
-    }
-
-    fn end_shapes(&mut self, group: &mut Group, clause: u32, reason: String) {
         let ids = group.bury(clause).iter().map(|shape| shape.id).collect();
-        self.over_with(ids, reason);
+        self.over_with(ids, Why::Clause(reason(caught)));
     }
 
-    fn over_with(&mut self, ids: Vec<i32>, reason: String) {
-        let ended = Ended { ids, reason };
+    fn over_with(&mut self, ids: Vec<i32>, why: Why) {
+        let ended = Ended { ids, why };
         self.attached.forget(std::slice::from_ref(&ended));
         self.over.push(ended);
     }
@@ -449,7 +447,7 @@ impl Pass<'_> {
                 let passed = matches!(error, Error::MustRefetch(_));
                 let ends = |id| !(passed && self.attached.began_after(id, position));
                 let ids = group.remove_of(number, ends);
-                self.over_with(ids, error.to_string());
+                self.over_with(ids, error.into());
                 Ok(Vec::new())
             }
         }
@@ -507,10 +505,13 @@ impl Pass<'_> {
 
 /// Why shapes end whose where clause raised an error; without its text, which may have values in it.
 pub(super) fn reason(caught: &Caught) -> String {
+    if caught.message == TOO_SLOW {
+        return TOO_SLOW.into();
+    }
     let code = caught.sqlstate as i32;
     let character = |n: i32| char::from(((code >> (6 * n)) & 0x3F) as u8 + b'0');
     let sqlstate: String = (0..5).map(character).collect();
-    format!("the where clause raised an error (SQLSTATE {sqlstate})")
+    format!("evaluation failed with SQLSTATE {sqlstate}")
 }
 
 /// How often each row of a where clause is there, as of `until`. They are counted once, and again where a row is of other

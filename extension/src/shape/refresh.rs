@@ -33,8 +33,8 @@ impl Group {
         let relid = self.family.relid;
         let Some(family) = Family::of(relid) else {
             let ids = self.remove_if(|_| true);
-            let reason = changed().to_string();
-            refreshed.ended.push(Ended { ids, reason });
+            let why = changed().into();
+            refreshed.ended.push(Ended { ids, why });
             return refreshed;
         };
         self.family = family;
@@ -172,7 +172,7 @@ impl Group {
                 Ok(number) => refreshed.moved.push((shape.id, number)),
                 Err(reason) => refreshed.ended.push(Ended {
                     ids: vec![shape.id],
-                    reason,
+                    why: reason.into(),
                 }),
             }
         }

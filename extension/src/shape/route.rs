@@ -79,6 +79,16 @@ fn rows(effects: &[Effect]) -> impl Iterator<Item = (u32, &Row)> {
     })
 }
 
+/// Rows that stay in the processor's cache while one clause after the other is asked about them; between blocks
+/// a statement can be cancelled.
+fn blocks<'a, 'r>(
+    sides: &'a [u32],
+    rows: &'a [&'r Row],
+) -> impl Iterator<Item = (&'a [u32], &'a [&'r Row])> {
+    const ROWS_AT_ONCE: usize = 64;
+    sides.chunks(ROWS_AT_ONCE).zip(rows.chunks(ROWS_AT_ONCE))
+}
+
 impl Group {
     /// Looking rows up may raise an error.
     pub fn routing_may_fail(&self) -> bool {
@@ -161,8 +171,6 @@ impl Group {
 
     /// Evaluates clauses of one role, as which the caller acts. May raise an error.
     pub fn evaluate(&mut self, work: &[Work], candidates: &[Hit], effects: &[Effect]) -> Vec<Hit> {
-        /// Rows that stay in the processor's cache while one clause after the other is asked about them.
-        const ROWS_AT_ONCE: usize = 64;
         let mut hits = Vec::new();
         let of_some = |work: &&Work| work.candidates != (0, 0);
         for work in work.iter().filter(of_some) {
@@ -170,12 +178,13 @@ impl Group {
             let found = candidates[from as usize..to as usize].iter();
             let found = found.filter_map(|hit| Some((hit.side, hit.row_of(effects)?)));
             let (sides, rows): (Vec<u32>, Vec<&Row>) = found.unzip();
-            self.ask(work.clause, &sides, &rows, &mut hits);
+            for (sides, rows) in blocks(&sides, &rows) {
+                self.ask(work.clause, sides, rows, &mut hits);
+            }
         }
         let of_all: Vec<&Work> = work.iter().filter(|work| !of_some(work)).collect();
         let (sides, rows): (Vec<u32>, Vec<&Row>) = rows(effects).unzip();
-        let blocks = sides.chunks(ROWS_AT_ONCE).zip(rows.chunks(ROWS_AT_ONCE));
-        for (sides, rows) in blocks {
+        for (sides, rows) in blocks(&sides, &rows) {
             for work in &of_all {
                 self.ask(work.clause, sides, rows, &mut hits);
             }

@@ -47,6 +47,8 @@ pub enum FeedRow<'a> {
         position: i64,
         /// Why.
         reason: &'a str,
+        /// Their where clause is at fault.
+        clause: bool,
     },
     /// All up to here was reported.
     Upto(i64),
@@ -152,10 +154,11 @@ pub async fn feed(
         };
         each(match row.try_get(5)? {
             "upto" => FeedRow::Upto(position),
-            "end" => FeedRow::End {
+            kind @ ("end" | "clause") => FeedRow::End {
                 ids: ids()?,
                 position,
                 reason: message()?,
+                clause: kind == "clause",
             },
             "changed" => FeedRow::Changed { relids: ids()? },
             "touch" => FeedRow::Touch {

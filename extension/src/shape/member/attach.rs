@@ -215,7 +215,7 @@ impl Attached {
             return ended;
         }
         let mut all = Vec::new();
-        for Ended { ids, reason } in ended {
+        for Ended { ids, why } in ended {
             let mut shapes: Vec<i32> = ids.iter().copied().filter(|id| *id >= 0).collect();
             let inner = ids.iter().filter_map(|id| Nodes::of_id(*id));
             let above: Vec<i32> = inner
@@ -229,10 +229,7 @@ impl Attached {
             shapes.sort_unstable();
             shapes.dedup();
             if !shapes.is_empty() {
-                all.push(Ended {
-                    ids: shapes,
-                    reason,
-                });
+                all.push(Ended { ids: shapes, why });
             }
         }
         all

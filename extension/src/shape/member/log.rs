@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::attached::Attached;
+use super::super::attached::{Attached, Why};
 use super::super::definition::Definition;
 use super::super::family::Family;
 use super::super::log::{COMMITS_AT_ONCE, Entries, Entry, Read, SILENT, Stretch, end_of};
@@ -100,8 +100,9 @@ fn take(row: Row, commit: &Commit, entries: &mut Entries) -> Result<bool> {
             }))
         }
         Row::Touch { .. } | Row::Changed { .. } => Ok(true),
-        Row::End { reason, .. } => {
-            Err(Error::MustRefetch(format!("the shape has ended: {reason}")))
-        }
+        Row::End { why, .. } => Err(match why {
+            Why::Over(reason) => Error::MustRefetch(format!("the shape has ended: {reason}")),
+            Why::Clause(reason) => Error::Clause(reason),
+        }),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
-use super::super::attached::Ended;
+use super::super::attached::{Ended, Why};
 use super::super::group::{Group, Shape};
 use super::super::judge::fetch;
 use super::super::operation::Side;
@@ -157,9 +157,9 @@ impl Pass<'_> {
             let found = self.one(whole, nodes, node, &touched, parts, &mut turn);
             let values = match found {
                 Ok(values) => values,
-                Err(Failed::Shapes(reason)) => {
+                Err(Failed::Shapes(why)) => {
                     let ids = nodes.get(node).shapes.clone();
-                    self.over.push(Ended { ids, reason });
+                    self.over.push(Ended { ids, why });
                     continue;
                 }
                 Err(Failed::All(error)) => return Err(error),
@@ -344,11 +344,11 @@ impl Pass<'_> {
                         );
                     })
                 });
-                moved.map_err(|caught| Error::TryAgain(reason(&caught)))
+                moved.map_err(|caught| Error::Clause(reason(&caught)))
             });
             if let Err(error) = outcome {
-                let (ids, reason) = (node.shapes.clone(), error.to_string());
-                self.over.push(Ended { ids, reason });
+                let (ids, why) = (node.shapes.clone(), error.into());
+                self.over.push(Ended { ids, why });
             }
         }
     }
@@ -357,7 +357,7 @@ impl Pass<'_> {
 /// Why a node could not be told.
 enum Failed {
     /// What depends on it ends.
-    Shapes(String),
+    Shapes(Why),
     /// The feed does.
     All(Error),
 }
@@ -365,8 +365,9 @@ enum Failed {
 impl From<Error> for Failed {
     fn from(error: Error) -> Failed {
         match error {
-            Error::MustRefetch(why) => Failed::Shapes(why),
-            Error::Sql(..) => Failed::Shapes(error.to_string()),
+            Error::MustRefetch(_) | Error::Clause(_) | Error::Sql(..) => {
+                Failed::Shapes(error.into())
+            }
             error => Failed::All(error),
         }
     }
@@ -377,7 +378,7 @@ fn caught<T>(
 ) -> std::result::Result<T, Failed> {
     match outcome {
         Ok(outcome) => Ok(outcome?),
-        Err(caught) => Err(Failed::Shapes(reason(&caught))),
+        Err(caught) => Err(Failed::Shapes(Why::Clause(reason(&caught)))),
     }
 }
 
