@@ -124,6 +124,12 @@ test('params', async () => {
   await refused({ ...shape, params: '["1"]' }, { params: ['is invalid'] })
   await refused(shape, { where: ['parameter $1 was not provided'] })
   await refused({ ...shape, where: 'id = $2', 'params[1]': '1' }, { where: ['parameter $2 was not provided'] })
+  // None of these makes the server take room for as many; the last would be $1 to Postgres' scanner.
+  for (const number of ['65536', '400000000', '4294967297']) {
+    const where = [`parameter $${number} was not provided`]
+    await refused({ ...shape, where: `id = $${number}`, 'params[1]': '1' }, { where })
+    await refused({ ...shape, where: `id in (select id from items where title = $${number} or id = 2)`, 'params[1]': '1' }, { where })
+  }
 })
 
 test('where', async () => {

@@ -242,6 +242,10 @@ pub(super) unsafe fn transform(
 ) -> Result<*mut Node, Refused> {
     let mut types = std::ptr::null_mut();
     let mut count = 0;
+    // SAFETY: as the caller says.
+    if let Some(number) = unsafe { excessive_parameter(raw, text) } {
+        return Err(Refused(format!("parameter ${number} was not provided")));
+    }
     // SAFETY: as the caller says. The types' array is written by the parser's parameter hooks only.
     unsafe {
         let pstate = parse_state(relation, text);
@@ -253,6 +257,39 @@ pub(super) unsafe fn transform(
         pg_sys::free_parsestate(pstate);
         Ok(typed)
     }
+}
+
+/// A parameter beyond those that a statement can have: the parser would make room for as many. Its number is what the text
+/// has, of which the scanner cuts high bits off.
+///
+/// # Safety
+/// `raw` is a raw expression of this text.
+unsafe fn excessive_parameter(raw: *mut Node, text: &CStr) -> Option<String> {
+    const MOST: u64 = 65535;
+    let mut found = None;
+    let mut is_excessive = |node: *mut Node| {
+        // SAFETY: the tag tells which struct the node is.
+        let location = unsafe {
+            if (*node).type_ != NodeTag::T_ParamRef {
+                return false;
+            }
+            (*node.cast::<pg_sys::ParamRef>()).location
+        };
+        let after_dollar = text.to_bytes().get(location as usize + 1..);
+        let digits: String = after_dollar
+            .unwrap_or_default()
+            .iter()
+            .map_while(|byte| byte.is_ascii_digit().then_some(char::from(*byte)))
+            .collect();
+        found = digits
+            .parse::<u64>()
+            .map_or(true, |number| number > MOST)
+            .then_some(digits);
+        found.is_some()
+    };
+    // SAFETY: a raw expression.
+    unsafe { tree::has_raw(raw, &mut is_excessive) };
+    found
 }
 
 /// A parser that knows the columns of a relation.

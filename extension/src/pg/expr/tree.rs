@@ -46,21 +46,32 @@ unsafe extern "C-unwind" {
 /// # Safety
 /// `raw` is null or a raw expression.
 pub unsafe fn has_raw_sublink(raw: *mut Node) -> bool {
+    // SAFETY: as the caller says; every node has a tag.
+    unsafe { has_raw(raw, &mut |node| (*node).type_ == pg_sys::NodeTag::T_SubLink) }
+}
+
+type Is<'a> = &'a mut dyn FnMut(*mut Node) -> bool;
+
+/// Has a raw expression a node, at any depth, of which `is` says so?
+///
+/// # Safety
+/// `raw` is null or a raw expression. `is` gets its nodes, never null.
+pub unsafe fn has_raw(raw: *mut Node, mut is: Is<'_>) -> bool {
     unsafe extern "C-unwind" fn walk(node: *mut Node, context: *mut c_void) -> bool {
         // SAFETY: raw_expression_tree_walker() passes on the context that it was given.
-        unsafe { pgrx_extern_c_guard(move || is_sublink_at(node, walk, context)) }
+        unsafe { pgrx_extern_c_guard(move || has_raw_at(node, walk, context)) }
     }
-    // SAFETY: the walker has no context.
-    unsafe { is_sublink_at(raw, walk, std::ptr::null_mut()) }
+    // SAFETY: the context outlives the walk.
+    unsafe { has_raw_at(raw, walk, (&raw mut is).cast()) }
 }
 
 /// # Safety
-/// As for [`has_raw_sublink`].
-unsafe fn is_sublink_at(node: *mut Node, walk: Walker, context: *mut c_void) -> bool {
+/// As for [`has_raw`]; the context points to an [`Is`].
+unsafe fn has_raw_at(node: *mut Node, walk: Walker, context: *mut c_void) -> bool {
     // SAFETY: as the caller says.
     unsafe {
         !node.is_null()
-            && ((*node).type_ == pg_sys::NodeTag::T_SubLink
+            && ((*context.cast::<Is<'_>>())(node)
                 || raw_expression_tree_walker(node, walk, context))
     }
 }
