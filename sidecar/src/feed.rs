@@ -48,7 +48,7 @@ pub struct Feed {
 struct Session {
     feed: Client,
     statement: Statement,
-    sleeper: Arc<Client>,
+    sleeper: Arc<(Client, Statement)>,
     /// Position up to which everything was reported.
     evaluated: i64,
     /// No further read before this.
@@ -348,10 +348,11 @@ impl Session {
         ))
         .await?;
         let statement = db::prepare_feed(&feed).await?;
+        let waiting = db::prepare_wait(&sleeper).await?;
         Ok(Session {
             feed,
             statement,
-            sleeper: Arc::new(sleeper),
+            sleeper: Arc::new((sleeper, waiting)),
             evaluated: 0,
             rests_until: Instant::now(),
         })
@@ -364,7 +365,8 @@ impl Session {
         let lost = Error::unavailable("the waiting session does not answer");
         async move {
             sleep_until(rests_until).await;
-            tokio::time::timeout(WAIT_LIMIT, db::wait(&sleeper, after, WAIT))
+            let (client, statement) = &*sleeper;
+            tokio::time::timeout(WAIT_LIMIT, db::wait(client, statement, after, WAIT))
                 .await
                 .unwrap_or(Err(lost))
         }

@@ -1,5 +1,7 @@
 //! The layout that a table's tuples have, by the hash that each record carries.
 
+use std::cell::RefCell;
+
 use serde::{Deserialize, Serialize};
 
 use crate::pg::relation::{Attribute, Facts, Lock, Relation, our_namespace, relation_oid};
@@ -40,10 +42,23 @@ impl From<Facts> for Layout {
     }
 }
 
+thread_local! {
+    /// A layout and its hash.
+    static LAST: RefCell<Option<(Layout, u64)>> = const { RefCell::new(None) };
+}
+
 impl Layout {
     /// The layout's name in the log. The same for the same catalog, in any session.
     pub fn hash(&self) -> u64 {
-        xxhash_rust::xxh3::xxh3_64(self.json().to_string().as_bytes())
+        // The one that was asked for last is asked for again and again.
+        LAST.with_borrow_mut(|last| match last {
+            Some((layout, hash)) if layout == self => *hash,
+            _ => {
+                let hash = xxhash_rust::xxh3::xxh3_64(self.json().to_string().as_bytes());
+                *last = Some((self.clone(), hash));
+                hash
+            }
+        })
     }
 
     /// As table `shapefeed.layout` holds it.

@@ -3,14 +3,15 @@
 //! The members are looked at again once a second, and when much was written since: by their files, without a lock, so that
 //! it works in any session and needs no other process.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::guc::{self, MEMBERS_KEPT, RING_MEMBERS};
 use crate::pg::{log_tables, xact};
 
 /// How long a look at the sizes holds, in microseconds.
 const HOLDS_US: i64 = 1_000_000;
-/// Which part of the hard limit a backend may write before it looks again.
+/// Which part of the hard limit a backend may write before it looks again; and which part of a member's share all may
+/// before the size of the member of the moment is looked at again.
 const LOOK_AGAIN_PART: u64 = 64;
 
 /// Bytes of the members of the ring.
@@ -50,6 +51,8 @@ struct Look {
 
 thread_local! {
     static LOOK: RefCell<Look> = RefCell::new(Look::default());
+    /// A member that had room, and where the WAL was then: what is written to it is in the WAL.
+    static ROOMY: Cell<Option<(usize, i64)>> = const { Cell::new(None) };
 }
 
 fn look() -> Look {
@@ -86,13 +89,21 @@ pub fn member() -> usize {
     sizes().member(interval, share())
 }
 
-/// The member of the ring to write to, by the size that it has now.
+/// The member of the ring to write to, by the size that it has now, or had when little less was written.
 pub fn member_now() -> usize {
     for _ in 0..RING_MEMBERS {
-        let member = member();
+        let (member, wal) = (member(), xact::wal_insert_position());
+        let little = (share() / LOOK_AGAIN_PART) as i64;
+        if ROOMY
+            .get()
+            .is_some_and(|(roomy, then)| roomy == member && wal - then < little)
+        {
+            return member;
+        }
         let bytes = log_tables::bytes_of_member(member);
         LOOK.with_borrow_mut(|look| look.sizes.0[member] = bytes);
         if bytes < share() {
+            ROOMY.set(Some((member, wal)));
             return member;
         }
     }

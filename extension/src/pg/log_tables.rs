@@ -157,9 +157,10 @@ fn bytes_of(path: &str) -> u64 {
 pub struct InUse;
 
 /// Takes the three tables of a member for this transaction alone, waiting 10 ms at most for each: until then, whoever
-/// wants one of them waits behind us.
+/// wants one of them waits behind us. That of batches first: a reader locks it first, and the others as it needs them.
 pub fn take_member(number: usize) -> Result<(), InUse> {
-    let tables = RINGS.map(|ring| member(ring, number).map(|member| member.table));
+    let first_locked = [Ring::Batch, Ring::Change, Ring::Commit];
+    let tables = first_locked.map(|ring| member(ring, number).map(|member| member.table));
     super::attempt::attempt_locks(|| {
         super::background::set_lock_timeout_in_transaction("10ms");
         for table in tables.into_iter().flatten() {

@@ -30,6 +30,30 @@ impl Drop for Latest {
     }
 }
 
+/// Who holds what is opened and locked now: the (sub)transaction or portal that runs.
+pub struct Holder(pg_sys::ResourceOwner);
+
+impl Holder {
+    /// The one of now.
+    pub fn current() -> Holder {
+        // SAFETY: a variable of the backend.
+        Holder(unsafe { pg_sys::CurrentResourceOwner })
+    }
+
+    /// What `f` opens and locks is held as if it had been then, also when a subtransaction that began later ends.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
+        // SAFETY: the holder encloses all that runs while this lives; after an error the (sub)transaction's abort sets
+        // the variable anew.
+        unsafe {
+            let current = pg_sys::CurrentResourceOwner;
+            pg_sys::CurrentResourceOwner = self.0;
+            let result = f();
+            pg_sys::CurrentResourceOwner = current;
+            result
+        }
+    }
+}
+
 /// Refuses where the log must not be read: a SERIALIZABLE reader would leave predicate locks on the log, and make
 /// writers fail; and only UTF-8 databases speak JSON without conversion.
 pub fn may_read() -> Result<()> {

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{self, Ring};
 use crate::pg::memory::Context;
-use crate::pg::reading;
+use crate::pg::reading::{self, Holder};
 use crate::pg::relation::{Lock, Relation, our_namespace, relation_oid};
 use crate::pg::scan::{self, Direction, Key};
 use crate::pg::snapshot::PgSnapshot;
@@ -110,9 +110,13 @@ struct Member {
 }
 
 /// The log's tables, open and locked, to be read under one snapshot. The locks are given back when this is dropped.
+///
+/// A member of the ring is emptied as a whole: the lock on its table of batches keeps the other two as well, which are
+/// opened when they are read.
 pub struct Log {
-    changes: Vec<Member>,
-    commits: Vec<Member>,
+    holder: Holder,
+    changes: Lazy,
+    commits: Lazy,
     batches: Vec<Member>,
     /// Positions up to which the log was emptied. Its lock says that one of shapefeed's own readers is at work.
     floors: Option<Member>,
@@ -121,6 +125,8 @@ pub struct Log {
     copies: OnceCell<HashMap<(u32, u32), Place>>,
     memory: Context,
 }
+
+type Lazy = [OnceCell<Option<Member>>; RING_MEMBERS];
 
 /// Where a transaction's chunks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,14 +139,27 @@ impl Log {
     /// Opens and locks the log. Take the snapshot to read it under after this.
     pub fn lock() -> Log {
         Log {
-            changes: open(Ring::Change),
-            commits: open(Ring::Commit),
-            batches: open(Ring::Batch),
+            holder: Holder::current(),
+            changes: Lazy::default(),
+            commits: Lazy::default(),
+            batches: (0..RING_MEMBERS)
+                .filter_map(|number| open(Ring::Batch, number))
+                .collect(),
             floors: open_floors(),
             newest: OnceCell::new(),
             copies: OnceCell::new(),
             memory: Context::new(),
         }
+    }
+
+    fn changes(&self, number: usize) -> Option<&Member> {
+        let open = || self.holder.run(|| open(Ring::Change, number));
+        self.changes[number].get_or_init(open).as_ref()
+    }
+
+    fn commits_of(&self, number: usize) -> Option<&Member> {
+        let open = || self.holder.run(|| open(Ring::Commit, number));
+        self.commits[number].get_or_init(open).as_ref()
     }
 
     /// Runs a scan whose values are not needed after it.
@@ -271,7 +290,8 @@ impl Log {
             self.newest_of(member)
                 .is_some_and(|newest| newest.position > after)
         };
-        for member in self.commits.iter().filter(reaches) {
+        let numbers = self.batches.iter().filter(reaches).map(|it| it.number);
+        for member in numbers.filter_map(|number| self.commits_of(number)) {
             let keys = [Key::int8_above(1, after), Key::int8_up_to(1, complete_to)];
             let mut of_member = 0;
             self.scan(member, member.key, &keys, Direction::Forward, |row| {
@@ -298,7 +318,10 @@ impl Log {
             return Vec::new();
         };
         let mut all = Vec::new();
-        for (number, member) in self.commits.iter().enumerate() {
+        for number in self.batches.iter().map(|member| member.number) {
+            let Some(member) = self.commits_of(number) else {
+                continue;
+            };
             let Some(index) = relation_oid(namespace, &format!("commit_{number}_ends")) else {
                 continue;
             };
@@ -327,7 +350,10 @@ impl Log {
             .chain([Key::xid_from(1, before.xmax)]);
         let keys: Vec<Key> = keys.collect();
         let mut all = Transactions::default();
-        for (number, member) in self.changes.iter().enumerate() {
+        for number in self.batches.iter().map(|member| member.number) {
+            let Some(member) = self.changes(number) else {
+                continue;
+            };
             for key in &keys {
                 self.scan(member, member.key, &[*key], Direction::Forward, |row| {
                     let seq = row.get(3).expect("seq is not null");
@@ -352,7 +378,9 @@ impl Log {
             chunks: Vec::new(),
             layouts: Vec::new(),
         };
-        let member = &self.changes[member];
+        let Some(member) = self.changes(member) else {
+            return transaction;
+        };
         self.scan(
             member,
             member.key,
@@ -408,8 +436,10 @@ impl Drop for Log {
         if std::thread::panicking() {
             return; // the transaction's abort gives the locks back
         }
-        let rings = [&mut self.changes, &mut self.commits, &mut self.batches];
-        let members = rings.into_iter().flat_map(std::mem::take);
+        let lazy = [&mut self.changes, &mut self.commits].into_iter().flatten();
+        let opened = lazy.filter_map(|member| member.take().flatten());
+        // The batches' last: these locks keep the others.
+        let members = opened.chain(std::mem::take(&mut self.batches));
         for member in members.chain(self.floors.take()) {
             drop(member.table);
             reading::unlock_shared(member.oid);
@@ -417,18 +447,15 @@ impl Drop for Log {
     }
 }
 
-fn open(ring: Ring) -> Vec<Member> {
-    let open = |number| {
-        let (table, key) = log_tables::open_member(ring, number, Lock::AccessShare)?;
-        let oid = log_tables::member(ring, number)?.table;
-        Some(Member {
-            number,
-            table,
-            oid,
-            key,
-        })
-    };
-    (0..RING_MEMBERS).filter_map(open).collect()
+fn open(ring: Ring, number: usize) -> Option<Member> {
+    let (table, key) = log_tables::open_member(ring, number, Lock::AccessShare)?;
+    let oid = log_tables::member(ring, number)?.table;
+    Some(Member {
+        number,
+        table,
+        oid,
+        key,
+    })
 }
 
 fn open_floors() -> Option<Member> {

@@ -94,9 +94,20 @@ async fn backend(client: &Client) -> Result<Option<String>, Error> {
 }
 
 /// Sleeps in the database until the log goes past `after`.
-pub async fn wait(client: &Client, after: i64, timeout: Duration) -> Result<(), Error> {
-    let sql = format!("call shapefeed.wait({after}, {})", timeout.as_millis());
-    Ok(client.batch_execute(&sql).await?)
+pub async fn wait(
+    client: &Client,
+    statement: &Statement,
+    after: i64,
+    timeout: Duration,
+) -> Result<(), Error> {
+    let timeout_ms = timeout.as_millis() as i32;
+    client.execute(statement, &[&after, &timeout_ms]).await?;
+    Ok(())
+}
+
+/// The statement of the wait, prepared once per session.
+pub async fn prepare_wait(client: &Client) -> Result<Statement, Error> {
+    Ok(client.prepare("call shapefeed.wait($1, $2)").await?)
 }
 
 /// Gives positions to what was committed, where no worker does.
