@@ -174,7 +174,8 @@ async fn talk(
         let running = requests.request();
         let service = service.clone();
         async move {
-            let answer = service.answer(request).await;
+            // Boxed, so that its room is given back while a stream goes on, and between requests.
+            let answer = Box::pin(service.answer(request)).await;
             Ok::<_, Infallible>(answer.map(|body| Keeping::new(body, running)))
         }
     });
