@@ -163,10 +163,10 @@ mod tests {
 
     #[test]
     fn lists_of_relations() {
-        let list = relations(r#"a, "B,c"."d.e""#).unwrap();
+        let list = super::relations(r#"a, "B,c"."d.e""#).unwrap();
         let names: Vec<_> = list.iter().map(|it| (&*it.schema, &*it.table)).collect();
         assert_eq!(names, [("public", "a"), ("B,c", "d.e")]);
-        assert!(relations("a,").is_err());
+        assert!(super::relations("a,").is_err());
     }
 
     #[test]

@@ -95,13 +95,14 @@ test('values are the same in snapshot and stream', async () => {
   assert.ok(Object.entries(empty).every(([name, value]) => name === 'id' || value === null))
 })
 
-test('resume by handle and offset', async () => {
-  await client.query('create table resumed (id int primary key, v text)')
-  await client.query("insert into resumed select i, 'v' from generate_series(1, 5) i")
+for (const liveSse of [false, true]) test(`resume by handle and offset, ${liveSse ? 'by events' : 'by long-polling'}`, async () => {
+  const table = `resumed_${liveSse}`
+  await client.query(`create table ${table} (id int primary key, v text)`)
+  await client.query(`insert into ${table} select i, 'v' from generate_series(1, 5) i`)
   const url = `${sidecar.url}/v1/shape`
   const until = async (options, enough) => {
     const abort = new AbortController()
-    const stream = new ShapeStream({ url, params: { table: 'resumed' }, signal: abort.signal, ...options })
+    const stream = new ShapeStream({ url, params: { table }, liveSse, signal: abort.signal, ...options })
     const messages = []
     stream.subscribe((batch) => messages.push(...batch), () => {})
     await waitFor(() => stream.isUpToDate && enough(messages))
@@ -111,7 +112,7 @@ test('resume by handle and offset', async () => {
   }
   const first = await until({}, () => true)
   assert.equal(first.changes.length, 5)
-  await client.query("insert into resumed values (6, 'later'); delete from resumed where id = 1")
+  await client.query(`insert into ${table} values (6, 'later'); delete from ${table} where id = 1`)
   const second = await until({ offset: first.offset, handle: first.handle }, (messages) => messages.some(({ headers }) => headers.operation === 'delete'))
   assert.equal(second.handle, first.handle)
   assert.deepEqual(second.changes.map(({ headers }) => headers.operation), ['insert', 'delete'])

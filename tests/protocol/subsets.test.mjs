@@ -288,7 +288,7 @@ test('the stock client: an on-demand shape that loads subsets', async () => {
     await site.sql("update demand set secret = 's' where id <= 10")
     const abort = new AbortController()
     streams.push(abort)
-    const stream = new ShapeStream({ url: `${site.sidecar.url}/v1/shape`, params: { table: 'demand' }, log: 'changes_only', offset: 'now', signal: abort.signal, subsetMethod })
+    const stream = new ShapeStream({ url: `${site.sidecar.url}/v1/shape`, params: { table: 'demand' }, log: 'changes_only', offset: 'now', signal: abort.signal, subsetMethod, liveSse: subsetMethod === 'POST' })
     const shape = new Shape(stream)
     const wanted = [{ where: 'id <= $1', params: { 1: '5' }, orderBy: 'id', limit: 3 }, { where: 'id = any($1)', params: { 1: '{7,8}' }, orderBy: 'id desc', limit: 10 }]
     const fetched = await Promise.all(wanted.map((one) => stream.fetchSnapshot(one)))
