@@ -110,6 +110,12 @@ test('columns: the key, then unknown ones', async () => {
     columns: ['Invalid unquoted identifier contains special characters: a b'],
   })
   await refused('offset=-1&table=items&columns[1]=id', { columns: ['is invalid'] })
+  for (const field of ['columns', 'queryable_columns']) {
+    await refused({ offset: '-1', table: 'items', [field]: '"id' }, { [field]: ['Invalid unquoted identifier contains special characters: "id'] })
+    await refused({ offset: '-1', table: 'items', [field]: '"i"d"' }, { [field]: ['Invalid identifier with unescaped quote: i"d'] })
+    await refused({ offset: '-1', table: 'items', [field]: `id,${'x'.repeat(64)}` }, { [field]: ['Identifier is too long (max length is 63)'] })
+    await refused({ offset: '-1', table: 'items', [field]: 'id,""' }, { [field]: ['Invalid zero-length delimited identifier'] })
+  }
   await refused({ offset: '-1', table: 'items', columns: 'id,title', queryable_columns: 'id' }, {
     columns: ['The following columns are not found on the table: title'],
   })
@@ -158,6 +164,17 @@ test('where', async () => {
     ['x'.repeat(66_000)]: undefined, // the URL is too long
     ['('.repeat(30_000)]: /./,
     [`${'not '.repeat(10_000)}true`]: /./,
+    'true group by id': 'malformed query ending with SQL clauses',
+    'true union select true': /./,
+    'id = (select 1) or items.id = 1': /./,
+    'not_a_table.id = 1': /^At location 0: missing FROM-clause entry for table "not_a_table"$/,
+    'id = 1::nothing': /^At location 8: type "nothing" does not exist/,
+    'id = null::text': /^At location 3: operator does not exist: integer = text/,
+    'id in (1, 2': /^At location 26: syntax error at end of input$/,
+    "title = 'open": /^At location \d+: unterminated quoted string/,
+    'array_agg(id) = array[1]': /aggregation is not supported in this context/,
+    'id = $0': /\$0/,
+    'id = $99999999999': /./,
   }
   for (const [where, expected] of Object.entries(wrong)) {
     const query = `offset=-1&table=items&where=${encodeURIComponent(where)}`

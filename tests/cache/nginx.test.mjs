@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import http from 'node:http'
 import { after, afterEach, before, test } from 'node:test'
 import zlib from 'node:zlib'
-import { ShapeApi, freshDatabase, send, sleep, startCluster, startNginx, startSidecar, waitFor } from '../lib/index.mjs'
+import { ShapeApi, freshDatabase, isUpToDate, openEvents, send, sleep, startCluster, startNginx, startSidecar, waitFor } from '../lib/index.mjs'
 import { follow, untilSame } from '../lib/followers.mjs'
 
 const hold = 5000
@@ -166,6 +166,66 @@ test('what must not be kept is not: refreshes and errors', async () => {
   assert.equal((await wrong()).status, 200)
 })
 
+test('streams of events pass as they come: neither held back nor kept, and each has its own', async () => {
+  await client.query('create table streamed (id int primary key, v text)')
+  const at = await direct.follow({ table: 'streamed' })
+  const query = new URLSearchParams({ table: 'streamed', handle: at.handle, offset: at.offset, live: 'true', live_sse: 'true', experimental_live_sse: 'true', cursor: '' })
+  const [first, second] = [await openEvents(nginx.url, query), await openEvents(nginx.url, query)]
+  for (const stream of [first, second]) {
+    assert.equal(stream.headers['content-type'], 'text/event-stream')
+    assert.equal(stream.headers['x-cache'], undefined)
+  }
+  for (let i = 1; i <= 5; i++) {
+    await client.query('insert into streamed values ($1)', [i])
+    // Each before the next is written: a small event in a buffer would be there only later.
+    for (const stream of [first, second]) await stream.until((messages) => messages.filter((message) => 'key' in message).length === i && isUpToDate(messages.at(-1)), { timeoutMs: 3000 })
+  }
+  first.close()
+  second.close()
+  // Who comes later to the same URL gets what is true now, not what the first of them was sent.
+  await client.query('delete from streamed where id = 1')
+  const later = await openEvents(nginx.url, query)
+  await later.until((messages) => messages.filter((message) => 'key' in message).length === 6)
+  later.close()
+  const follower = follow(nginx.url, { table: 'streamed' }, { liveSse: true })
+  followers.push(follower)
+  await untilSame(follower, client, 'select * from streamed')
+  await client.query("update streamed set v = 'x'")
+  await untilSame(follower, client, 'select * from streamed')
+})
+
+test('what is kept is served for its time, then as it was while the sidecar is asked whether it still is', async () => {
+  await client.query("create table aged (id int primary key, v text); insert into aged select i, repeat('v', 100) from generate_series(1, 50) i")
+  const other = await startSidecar({ databaseUrl: database.url, env: { SHAPEFEED_CACHE_MAX_AGE: '1', SHAPEFEED_CACHE_STALE_AGE: '2' } })
+  const front = await startNginx([other.port])
+  const api = new ShapeApi(front.url)
+  try {
+    const { handle } = await api.start({ table: 'aged' })
+    const catchUp = async () => {
+      const { status, etag, offset, upToDate, headers: { 'x-cache': cache } } = await api.get({ table: 'aged', handle, offset: '0_0' })
+      return { status, etag, offset, upToDate, cache }
+    }
+    const first = await catchUp()
+    assert.deepEqual([first.status, first.cache, first.upToDate], [200, 'MISS', true])
+    assert.deepEqual(await catchUp(), { ...first, cache: 'HIT' })
+    const seen = new Set()
+    await waitFor(async () => {
+      const answer = await catchUp()
+      seen.add(answer.cache)
+      assert.deepEqual({ ...answer, cache: '' }, { ...first, cache: '' })
+      return ['STALE', 'UPDATING'].some((it) => seen.has(it))
+    }, { what: `it is served stale: ${[...seen]}` })
+    const revalidated = () => other.metric('shapefeed_requests_total{class="catch_up",status="304"}')
+    await waitFor(async () => (await catchUp()).etag === first.etag && await revalidated() > 0, { what: 'the sidecar said 304' })
+    await client.query('insert into aged values (51)')
+    await waitFor(async () => (await catchUp()).etag !== first.etag, { what: 'what is new is there after that' })
+  } finally {
+    api.close()
+    await front.stop()
+    await other.stop()
+  }
+})
+
 test('rotation: TRUNCATE, deletion, DDL; those who follow and those who come with a cached snapshot', async () => {
   await client.query("create table turned (id int primary key, v text); insert into turned select i, 'v' from generate_series(1, 50) i")
   const query = 'select * from turned'
@@ -236,4 +296,37 @@ test('a restart of the cache, with what it kept and without: nobody starts over'
   assert.deepEqual([now.initial, now.conflicts], [before.initial, before.conflicts])
   // Those that are new find what is true as well.
   await allSame(following({ table: 'kept_too' }, 5), query)
+})
+
+test('two sidecars behind the cache: changes, a rotation, and one of them killed', async () => {
+  await client.query("create table paired (id int primary key, v text); insert into paired select i, 'v' from generate_series(1, 50) i")
+  const query = 'select * from paired'
+  const pair = [await start(), await start()]
+  const front = await startNginx(pair.map(({ port }) => port))
+  const those = Array.from({ length: 20 }, (_, i) => follow(front.url, { table: 'paired' }, { liveSse: i % 4 === 0 }))
+  followers.push(...those)
+  const conflicts = async () => (await Promise.all(pair.map(({ url }) => send(url, '/metrics'))))
+    .flatMap(({ text }) => [...text.matchAll(/^shapefeed_requests_total\{class="\w+",status="409"\} (\d+)$/gm)]).reduce((sum, [, n]) => sum + Number(n), 0)
+  try {
+    await allSame(those, query)
+    for (let i = 0; i < 5; i++) {
+      await client.query('insert into paired select max(id) + 1 from paired')
+      await allSame(those, query)
+    }
+    assert.equal(await conflicts(), 0)
+    await client.query("truncate paired; insert into paired values (1, 'after')")
+    await allSame(those, query)
+    const turned = await conflicts()
+    assert.ok(turned > 0 && turned <= those.length * 3, `${turned} conflicts`)
+    await pair[0].kill9()
+    await client.query("insert into paired values (2, 'one is left')")
+    await allSame(those, query)
+    pair.shift()
+    assert.ok(await conflicts() <= turned, 'nobody started over')
+    assert.ok(those.every(({ errors }) => errors.length === 0))
+  } finally {
+    those.forEach((it) => it.stop())
+    await front.stop()
+    await Promise.all(pair.map((it) => it.stop()))
+  }
 })

@@ -55,12 +55,12 @@ for (const liveSse of [false, true]) {
   })
 }
 
-test('a rotation renders the new rows, and a selector the part that it selects', async () => {
-  await site.sql('create table turned (id int primary key, n int); insert into turned values (1, 1), (2, 2)')
+for (const liveSse of [false, true]) test(`a rotation renders the new rows, and a selector the part that it selects, ${liveSse ? 'by events' : 'by long-polling'}`, async () => {
+  await site.sql('drop table if exists turned; create table turned (id int primary key, n int); insert into turned values (1, 1), (2, 2)')
   let renders = 0
   const Sum = () => {
     renders++
-    return String(hooks.useShape({ ...options({ table: 'turned' }), selector: ({ data }) => data.reduce((sum, { n }) => sum + n, 0) }))
+    return String(hooks.useShape({ ...options({ table: 'turned' }, { liveSse }), selector: ({ data }) => data.reduce((sum, { n }) => sum + n, 0) }))
   }
   const view = mount(Sum)
   await waitFor(() => view.text() === '3')

@@ -124,9 +124,9 @@ test('eager: a truncated table is read again', async () => {
   assert.equal(await turned.insert({ id: 4, v: 'd' }).isPersisted.promise.then(() => turned.get(4).v), 'd')
 })
 
-test('on-demand: what live queries ask for is loaded, and followed', async () => {
+for (const liveSse of [false, true]) test(`on-demand: what live queries ask for is loaded, and followed, ${liveSse ? 'by events' : 'by long-polling'}`, async () => {
   const proxy = await startProxy(site.sidecar.url)
-  const tasks = collectionOf('tasks', { syncMode: 'on-demand', url: proxy.url })
+  const tasks = collectionOf('tasks', { syncMode: 'on-demand', url: proxy.url, liveSse })
   const queries = [
     ["tag = 'red'", (t) => eq(t.tag, 'red')],
     ['id > 150 and not done', (t) => and(gt(t.id, 150), not(t.done))],
@@ -155,7 +155,7 @@ test('on-demand: what live queries ask for is loaded, and followed', async () =>
   assert.ok(requests.length >= queries.length && requests.every(({ status }) => status === 200), JSON.stringify(requests.map(({ status }) => status)))
   // Queries in quick succession are a loop to the client, which starts again: with changes_only that costs it nothing.
   assert.equal(proxy.refetches().conflicts, 0)
-  await site.sql("delete from tasks where id > 600; insert into tasks (id, title, tag) values (6, 'task 6', 'red')")
+  await site.sql("delete from tasks where id > 600; insert into tasks (id, title, tag) values (6, 'task 6', 'red'); update tasks set tag = 'blue' where id = 1")
   await proxy.stop()
 })
 
@@ -188,10 +188,10 @@ test('on-demand: pages in an order, a join, and a rotation', async () => {
   await waitFor(() => joined.toArray.find(({ id }) => id === 3)?.title === 'rotated')
 })
 
-test('progressive: a query has its rows before everything is there, then all is', async () => {
-  await site.sql("create table long (id int primary key, kind int, v text); insert into long select i, i % 100, repeat(md5(i::text), 4) from generate_series(1, 20000) i")
+for (const liveSse of [false, true]) test(`progressive: a query has its rows before everything is there, then all is, ${liveSse ? 'by events' : 'by long-polling'}`, async () => {
+  await site.sql("drop table if exists long; create table long (id int primary key, kind int, v text); insert into long select i, i % 100, repeat(md5(i::text), 4) from generate_series(1, 20000) i")
   const proxy = await startProxy(site.sidecar.url)
-  const long = collectionOf('long', { syncMode: 'progressive', url: proxy.url })
+  const long = collectionOf('long', { syncMode: 'progressive', url: proxy.url, liveSse })
   const query = live((q) => q.from({ l: long }).where(({ l }) => eq(l.kind, 7)))
   await query.preload()
   assert.equal(await untilIds(query, 'kind = 7', 'long'), 200)

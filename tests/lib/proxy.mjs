@@ -44,6 +44,7 @@ export async function startProxy(...targetUrls) {
     })
     request.pipe(upstream)
   })
+  server.keepAliveTimeout = 0 // its clients close their connections, as with the sidecar, not it
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   server.unref()
