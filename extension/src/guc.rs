@@ -13,6 +13,7 @@ static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static RETENTION_SIZE_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static CLAUSE_TIME_LIMIT_MS: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static MAX_MOVED_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(32);
 static SEARCH_PATH: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"pg_catalog, public"));
@@ -81,6 +82,16 @@ pub fn register(preloading: bool) {
         i32::MAX,
         GucContext::Suset,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.max_moved_rows",
+        c"Most rows that one transaction may bring into a shape or take from it without touching them.",
+        c"A shape with subqueries of which it would move more is read again from its start.",
+        &MAX_MOVED_ROWS,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
     );
     GucRegistry::define_string_guc(
         c"shapefeed.search_path",
@@ -172,6 +183,11 @@ pub fn clause_time_limit(changes: usize) -> Option<Duration> {
     let limit_ms = CLAUSE_TIME_LIMIT_MS.get() as u64;
     let times = changes.div_ceil(CHANGES).max(1) as u64;
     (limit_ms > 0).then(|| Duration::from_millis(limit_ms.saturating_mul(times)))
+}
+
+/// Most rows that one transaction may move in a shape.
+pub fn max_moved_rows() -> usize {
+    MAX_MOVED_ROWS.get() as usize
 }
 
 /// Databases that can have a sequencer.

@@ -242,6 +242,12 @@ impl Feed {
                 FeedRow::Changed { relids } => {
                     changed.extend(relids.iter().map(|relid| *relid as u32));
                 }
+                FeedRow::Skip { ids, position } => {
+                    for shape in ids.iter().filter_map(|id| shapes.get(id)) {
+                        shape.skip(position);
+                    }
+                    app.metrics.skipped.inc();
+                }
                 FeedRow::End {
                     ids,
                     position,

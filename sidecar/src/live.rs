@@ -175,6 +175,12 @@ impl LiveShape {
         }
     }
 
+    /// What a transaction did is in the database only.
+    pub fn skip(&self, position: i64) {
+        self.state().tail.skip(position);
+        self.changed.notify_waiters();
+    }
+
     /// The shape ended: what its requests are answered from then on.
     pub fn end(&self, position: i64, error: Error) {
         self.state().phase = Phase::Ended { position, error };
@@ -388,6 +394,10 @@ mod tests {
         shape.push(13, 1, Bytes::from_static(b"x"), true);
         assert!(matches!(seen(&guest, 13, 5, 12), Seen::Nothing(13)));
         assert!(matches!(seen(&guest, 10, 5, 13), Seen::Operations(_)));
+
+        shape.skip(14);
+        assert!(matches!(seen(&guest, 13, 5, 13), Seen::Behind));
+        assert!(matches!(seen(&guest, 14, 5, 14), Seen::Nothing(14)));
 
         shape.set_attaching();
         shape.set_attached(20, MAX);

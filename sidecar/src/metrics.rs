@@ -57,6 +57,8 @@ pub struct Metrics {
     pub reconnects: Counter,
     /// Operations that the feed reported.
     pub operations: Counter,
+    /// Transactions that moved too many rows of a shape for the feed.
+    pub skipped: Counter,
     /// From being woken to all live shapes having their operations.
     pub feed_seconds: Histogram,
     /// Bytes in the tails of live shapes.
@@ -106,6 +108,7 @@ impl Metrics {
             feed_connected: Gauge::default(),
             reconnects: Counter::default(),
             operations: Counter::default(),
+            skipped: Counter::default(),
             feed_seconds: seconds(),
             tail_bytes: Gauge::default(),
             spool_bytes: Gauge::default(),
@@ -176,6 +179,11 @@ impl Metrics {
             "operations",
             "Operations that the feed reported",
             self.operations.clone(),
+        );
+        it.register(
+            "skipped_moves",
+            "Transactions that moved too many rows of a shape for the feed: its log was read instead",
+            self.skipped.clone(),
         );
         it.register_with_unit(
             "feed",

@@ -132,6 +132,11 @@ impl Tail {
         last
     }
 
+    /// Drops everything up to a position, and what there was at it.
+    pub fn skip(&mut self, position: i64) {
+        *self = Tail::new(position, self.max_bytes);
+    }
+
     /// Sets the bound.
     pub fn set_max_bytes(&mut self, max_bytes: usize) {
         self.max_bytes = max_bytes;

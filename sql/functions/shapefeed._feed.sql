@@ -20,6 +20,7 @@ as 'MODULE_PATHNAME', '_detach_wrapper';
 --   'op'    an operation: `message` for the shapes `ids`; `last`: it is the last of its transaction for them
 --   'touch' a transaction, whose id is `n` (its low 32 bits), touched the tables `ids`; before its operations
 --   'changed' what the catalogs say of the tables `ids`, or of what their shapes use, has changed: ask _define again
+--   'skip'  the transaction at `position` moves too many rows of the shapes `ids` to be told here: _log tells
 --   'end'   the shapes `ids` have ended at `position`, and are detached; `message` says why
 --   'clause' the same, and it is their where clause that is at fault: it raises an error, or takes too long
 --   'upto'  the last row: everything up to `position` is evaluated

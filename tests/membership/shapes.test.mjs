@@ -110,7 +110,7 @@ test('NOT IN as SQL has it: a NULL in the set lets nothing in, an empty set ever
   }
 })
 
-test('a table within itself, EXISTS with correlation, rows, UNION, joins and a scalar', async () => {
+test('a table within itself, EXISTS with correlation, rows, UNION, joins and scalars', async () => {
   await site.sql("insert into folders values (301, 1, null, 'root'), (302, 1, 301, 'child'), (303, 1, 302, 'grandchild')")
   const clauses = [
     ['folders', "parent_id in (select id from folders where name = 'root')"],
@@ -120,6 +120,11 @@ test('a table within itself, EXISTS with correlation, rows, UNION, joins and a s
     ['workspaces', `id in (select w.id from workspaces w join company_members m on m.company_id = w.company_id
       where m.user_id = $1 union select workspace_id from folders where name = 'child')`, 2],
     ['workspaces', 'company_id = (select company_id from workspaces w where w.id = $1)', 5],
+    ['workspaces', "(select c.name from companies c where c.id = workspaces.company_id) = 'company 2'"],
+    ['workspaces', "not ((select c.name from companies c where c.id = company_id) < 'company 3')"],
+    ['folders', '(select p.workspace_id from folders p where p.id = folders.parent_id) = workspace_id'],
+    ['folders', '(select p.name from folders p where p.id = folders.parent_id) is null and id > 300'],
+    ['folders', "coalesce((select p.name from folders p where p.id = folders.parent_id and p.workspace_id = 1), 'none') <> 'root' and id > 20"],
     ['workspaces', 'not exists (select from company_members m where m.company_id = workspaces.company_id)'],
     ['companies', 'id = any (select company_id from workspaces) and id <> all (select company_id from company_members)'],
   ]
@@ -132,7 +137,8 @@ test('a table within itself, EXISTS with correlation, rows, UNION, joins and a s
     "update folders set name = 'root' where id = 302", "update folders set name = 'gone' where id = 303",
     "update workspaces set name = 'workspace 33' where id = 1", 'delete from company_members where user_id = 2',
     'update workspaces set company_id = 1 where id = 5', 'delete from workspaces where id = 5',
-    'insert into company_members values (1, 2), (4, 2)', 'delete from folders where id = 301',
+    'insert into company_members values (1, 2), (4, 2)', 'update folders set workspace_id = 3 where id = 301',
+    "update companies set name = 'company 2' where id = 1", 'delete from folders where id = 301',
   ]
   for (const step of steps) {
     await site.sql(step)

@@ -15,13 +15,15 @@ mod parse;
 mod parts;
 mod predicate;
 mod range;
+mod scalar;
 mod subquery;
 mod template;
 mod tree;
 mod uses;
+mod value;
 
 pub use access::{Access, By, Comparison, Order as RangeOrder, Part, Strategy};
-pub use freeze::{Change, Outputs, Value};
+pub use freeze::{Change, Outputs, together};
 pub use key::Key;
 pub use order::{Order, analyze_order};
 pub use parse::{Where, analyze, analyze_among, has_subqueries, reanalyze};
@@ -30,6 +32,7 @@ pub use predicate::{Compiled, Predicate, Scope};
 pub use range::{Ends, Range};
 pub use subquery::{Analyzed, Select, analyze_subqueries};
 pub use template::{Condition, Lifted};
+pub use value::Value;
 
 /// Why a where clause is not taken, in the words of docs/protocol.md.
 #[derive(Debug)]

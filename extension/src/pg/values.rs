@@ -27,6 +27,18 @@ impl Typed {
         }
     }
 
+    /// The value of a constant that is not null.
+    ///
+    /// # Safety
+    /// It lives as long as the value is used.
+    pub(super) unsafe fn of_const(constant: *const pg_sys::Const) -> Typed {
+        // SAFETY: as the caller says.
+        unsafe {
+            let (length, byval) = ((*constant).constlen as i16, (*constant).constbyval);
+            Typed::new((*constant).constvalue, (*constant).consttype, length, byval)
+        }
+    }
+
     /// The elements of an array that are not null. What is unpacked for it goes with the current memory context.
     pub fn elements(&self) -> Vec<Typed> {
         // SAFETY: get_element_type() says whether it is an array; its elements are of that type.

@@ -5,7 +5,6 @@ use std::collections::hash_map::Entry;
 
 use super::definition::Definition;
 use super::group::{Group, Shape};
-use super::member::later::Later;
 use super::member::nodes::Nodes;
 use super::resolve::{Asked, Resolver};
 use super::window::End;
@@ -76,30 +75,21 @@ impl Attached {
         }
     }
 
-    /// Attaches a shape while the log's head is here. If that fails, it has ended at once.
-    pub fn add(
-        &mut self,
-        id: i32,
-        definition: &Definition,
-        head: i64,
-        resolver: &mut Resolver,
-        later: &mut Later<'_>,
-    ) {
+    /// Attaches a shape without subqueries while the log's head is here. If that fails, it has ended at once.
+    pub fn add(&mut self, id: i32, definition: &Definition, head: i64, resolver: &mut Resolver) {
         self.remove(&[id]);
         self.begin(id, head);
-        let outcome = if definition.inner.is_empty() {
-            self.add_plain(id, definition, resolver)
-        } else {
-            let added = self.add_member(id, definition, head, resolver, later);
-            added.map_err(|error| error.to_string())
-        };
-        if let Err(reason) = outcome {
-            self.forget(&[]);
-            self.failed.push(Ended {
-                ids: vec![id],
-                why: reason.into(),
-            });
+        if let Err(reason) = self.add_plain(id, definition, resolver) {
+            self.fail(id, reason);
         }
+    }
+
+    /// A shape could not be attached.
+    pub(super) fn fail(&mut self, id: i32, reason: String) {
+        self.forget(&[]);
+        let ids = vec![id];
+        let why = reason.into();
+        self.failed.push(Ended { ids, why });
     }
 
     fn add_plain(
@@ -214,6 +204,9 @@ impl Attached {
         let mut resolver = Resolver::default();
         if changed.all || !changed.relids.is_empty() {
             self.nodes.renew();
+        }
+        if changed.all {
+            ended.extend(self.end_outdated(&mut resolver));
         }
         for (relid, group) in &mut self.groups {
             if !group.family.all().any(|relid| changed.has(relid)) {

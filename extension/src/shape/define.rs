@@ -334,7 +334,7 @@ fn read_subqueries(table: &Table, clause: &str, params: &[Option<String>]) -> Re
     Ok(Clause {
         columns: analyzed.root.columns.clone(),
         text: Some(text),
-        uses: String::new(),
+        uses: analyzed.uses,
         inner,
     })
 }

@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 
 use super::attached::{Attached, Why};
 use super::definition::Definition;
+use super::member::attach::TOGETHER;
 use super::member::later::Later;
 use super::pass::{self, Row};
 use super::place;
@@ -66,8 +67,17 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     place::require(&log, attached.position)?;
     let mut later = Later::than(&log, attached.position);
     let mut resolver = Resolver::default();
-    for (id, definition) in ids.into_iter().zip(&definitions) {
-        attached.add(id, definition, head, &mut resolver, &mut later);
+    let all = ids.into_iter().zip(&definitions);
+    let (plain, mut members): (Vec<_>, Vec<_>) =
+        all.partition(|(_, definition)| definition.inner.is_empty());
+    for (id, definition) in plain {
+        attached.add(id, definition, head, &mut resolver);
+    }
+    members.sort_by_key(|(_, definition)| &definition.role);
+    for of_role in members.chunk_by(|(_, a), (_, b)| a.role == b.role) {
+        for some in of_role.chunks(TOGETHER) {
+            attached.add_members(some, head, &mut resolver, &mut later);
+        }
     }
     let position = attached.position;
     FEED.set(Feed::Whole(Box::new(attached)));
@@ -152,6 +162,7 @@ fn _feed(
             let relids = relids.into_iter().map(|relid| relid as i32).collect();
             (Some(relids), position, None, None, None, "changed")
         }
+        Row::Skip { ids, position } => (Some(ids), position, None, None, None, "skip"),
         Row::End { ids, position, why } => {
             let (kind, reason) = match why {
                 Why::Over(reason) => ("end", reason),

@@ -11,6 +11,7 @@ use super::group::{Group, Keyless};
 use super::judge::{Tally, fetch, rows};
 use super::keyless::{Counts, Gains};
 use super::member::later::Later;
+use super::member::moves::Limit;
 use super::message::Operation;
 use super::net::{self, Chain};
 use super::operation::{self, At, Job, Projection, Side};
@@ -61,6 +62,13 @@ pub enum Row {
         /// Position at which that was found.
         position: i64,
     },
+    /// What a transaction does to these shapes is too much to tell here: their logs tell.
+    Skip {
+        /// Which.
+        ids: Vec<i32>,
+        /// Position of the transaction.
+        position: i64,
+    },
     /// These shapes have ended.
     End {
         /// Which.
@@ -71,6 +79,9 @@ pub enum Row {
         why: Why,
     },
 }
+
+/// More rows than this are not moved here: nobody else is told anything meanwhile.
+const MOVED_AT_ONCE: usize = 1000;
 
 /// How long one call goes on taking up more transactions.
 const LONGEST: Duration = Duration::from_millis(500);
@@ -85,7 +96,7 @@ pub fn read(attached: &mut Attached, max_bytes: u64) -> Result<(Vec<Row>, i64)> 
     let head = log
         .newest_batch()
         .map_or(attached.position, |batch| batch.position);
-    let mut pass = Pass::new(&log, attached);
+    let mut pass = Pass::new(&log, attached, Limit::Skip(MOVED_AT_ONCE));
     pass.refresh();
     // The locks on the log must not last: what is left over is for the next call.
     while pass.attached.position < head && pass.bytes < max_bytes && pass.began.elapsed() < LONGEST
@@ -117,6 +128,8 @@ pub struct Pass<'a> {
     pub(super) later: Later<'a>,
     /// What has ended in a transaction, while groups are out.
     pub(super) over: Vec<Ended>,
+    /// How many rows a transaction may move.
+    pub(super) moves: Limit,
 }
 
 /// A table and what its shapes select from it.
@@ -137,7 +150,7 @@ pub(super) struct Whole<'a> {
 
 impl<'a> Pass<'a> {
     /// From where the attached shapes are. The log is locked, and the active snapshot is the reader's.
-    pub fn new(log: &'a Log, attached: &'a mut Attached) -> Pass<'a> {
+    pub fn new(log: &'a Log, attached: &'a mut Attached, moves: Limit) -> Pass<'a> {
         let before = log
             .newest_batch_up_to(attached.position)
             .map(|batch| batch.snapshot)
@@ -152,6 +165,7 @@ impl<'a> Pass<'a> {
             rows: Vec::new(),
             bytes: 0,
             over: Vec::new(),
+            moves,
             began: Instant::now(),
         }
     }
@@ -186,6 +200,10 @@ impl Pass<'_> {
         if !ids.is_empty() {
             self.rows.push(Row::End { ids, position, why });
         }
+    }
+
+    pub(super) fn skip(&mut self, ids: Vec<i32>, position: i64) {
+        self.rows.push(Row::Skip { ids, position });
     }
 
     /// Looks again at what the catalogs say has changed, and at shapes that could not be attached.

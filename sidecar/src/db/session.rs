@@ -39,6 +39,13 @@ pub enum FeedRow<'a> {
         /// Tables.
         relids: Vec<i32>,
     },
+    /// What a transaction does to these shapes is to be read from their logs.
+    Skip {
+        /// Shapes.
+        ids: Vec<i32>,
+        /// Position of the transaction.
+        position: i64,
+    },
     /// These shapes ended.
     End {
         /// Shapes.
@@ -170,6 +177,10 @@ pub async fn feed(
                 position,
                 reason: message()?,
                 clause: kind == "clause",
+            },
+            "skip" => FeedRow::Skip {
+                ids: ids()?,
+                position,
             },
             "changed" => FeedRow::Changed { relids: ids()? },
             "touch" => FeedRow::Touch {

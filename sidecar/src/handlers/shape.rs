@@ -22,6 +22,9 @@ use crate::params::{self, ShapeRequest};
 use crate::query::Query;
 use crate::response::{self, Packing};
 
+/// How the database begins to say that a transaction moves more rows of a shape than may be.
+const AMPLIFICATION: &str = "amplification";
+
 /// Answers and counts a request.
 pub async fn get(State(app): State<Arc<App>>, head: Parts) -> Response {
     let query = Query::parse(head.uri.query().unwrap_or(""));
@@ -163,6 +166,10 @@ async fn serve(
                 None
             };
             let definition = current.unwrap_or(definition);
+            if reason.starts_with(AMPLIFICATION) {
+                // Whoever began before would come to the same transaction again.
+                app.pins.drop_pin(definition.hash, i64::MAX);
+            }
             let handle = Box::pin(app.replacement(&definition, refused, expired)).await;
             Err(Error::MustRefetch { handle, reason })
         }

@@ -1,17 +1,18 @@
 //! A select with subqueries whose sets are known: a where clause on one table, in which each set is a constant.
 
+use std::collections::BTreeSet;
+
 use pg_sys::{Node, NodeTag, Oid};
 use pgrx::{PgRelation, pg_sys};
 
 use super::super::list::cells;
 use super::super::memory::Context;
 use super::super::query::array_literal;
+use super::super::values::Typed;
 use super::parse::{columns, constant, deparse, fold, is_true as is_always_true};
 use super::subquery::{Link, Membership, Select, is_true};
-use super::{Where, tree};
-
-/// A value of a set: the text of each of its columns.
-pub type Value = Box<[Option<Box<[u8]>>]>;
+use super::value::Value;
+use super::{Where, tree, uses};
 
 /// What happened to a set.
 #[derive(Debug, Default)]
@@ -90,9 +91,14 @@ impl Select {
         }
     }
 
-    /// Number of columns of its set.
-    pub fn width(&self) -> usize {
-        self.outputs.len()
+    /// Does a row contribute to both sets the same?
+    pub fn has_outputs_of(&self, other: &Select) -> bool {
+        let mut pairs = self.outputs.iter().zip(&other.outputs);
+        // SAFETY: equal() takes any nodes.
+        let same = |(mine, its): (&*mut Node, &*mut Node)| unsafe {
+            pg_sys::equal(mine.cast(), its.cast())
+        };
+        self.outputs.len() == other.outputs.len() && pairs.all(same)
     }
 
     /// What a row contributes to the set, compiled.
@@ -104,13 +110,132 @@ impl Select {
 
 unsafe fn of_tree(tree: *mut Node) -> Where {
     // SAFETY: an analyzed expression.
-    let columns = unsafe { columns(tree) };
+    let (columns, uses) = unsafe { (columns(tree), uses::uses(tree)) };
     Where {
         tree,
         text: None,
         named_columns: columns.clone(),
         columns,
-        uses: String::new(),
+        uses,
+    }
+}
+
+/// What is true of all rows that any of these clauses of one form lets in, and of few others: each condition that all have
+/// with constants of their own, with all of these. None if there is no such condition.
+pub fn together(clauses: &[&Where]) -> Option<Where> {
+    let (first, others) = clauses.split_first()?;
+    // SAFETY: analyzed expressions that live as long as the clauses; what is made is one.
+    unsafe {
+        let conjuncts = |clause: &Where| -> Vec<*mut Node> {
+            let list = pg_sys::make_ands_implicit(clause.tree.cast());
+            let nodes = cells(list).iter().map(|cell| cell.ptr_value.cast());
+            nodes.collect()
+        };
+        let others: Vec<Vec<*mut Node>> = others.iter().map(|clause| conjuncts(clause)).collect();
+        let mut all = std::ptr::null_mut();
+        for (place, condition) in conjuncts(first).into_iter().enumerate() {
+            let Some(mut condition) = Constants::of(condition) else {
+                continue;
+            };
+            let same = others.iter().all(|conjuncts| {
+                let other = conjuncts.get(place).and_then(|node| Constants::of(*node));
+                other.is_some_and(|other| condition.take(other))
+            });
+            if same && let Some(condition) = condition.any() {
+                all = pg_sys::lappend(all, condition.cast());
+            }
+        }
+        (!all.is_null()).then(|| of_tree(pg_sys::make_ands_explicit(all).cast()))
+    }
+}
+
+/// A comparison with one constant or another.
+struct Constants {
+    link: Link,
+    type_oid: Oid,
+    texts: BTreeSet<String>,
+}
+
+impl Constants {
+    /// What a condition compares; None if it is no such comparison.
+    unsafe fn of(node: *mut Node) -> Option<Constants> {
+        // SAFETY: a node's tag tells its type; both kinds of comparison have two arguments.
+        unsafe {
+            let (args, operator, collation, is_list) = match (*node).type_ {
+                NodeTag::T_OpExpr => {
+                    let call = node.cast::<pg_sys::OpExpr>();
+                    ((*call).args, (*call).opno, (*call).inputcollid, false)
+                }
+                NodeTag::T_ScalarArrayOpExpr => {
+                    let call = node.cast::<pg_sys::ScalarArrayOpExpr>();
+                    let (args, operator) = ((*call).args, (*call).opno);
+                    ((*call).useOr).then_some((args, operator, (*call).inputcollid, true))?
+                }
+                NodeTag::T_BooleanTest => {
+                    let test = node.cast::<pg_sys::BooleanTest>();
+                    let is_true = (*test).booltesttype == pg_sys::BoolTestType::IS_TRUE;
+                    return is_true.then(|| Constants::of((*test).arg.cast())).flatten();
+                }
+                _ => return None,
+            };
+            let [left, right] = cells(args) else {
+                return None;
+            };
+            let right = right.ptr_value.cast::<pg_sys::Const>();
+            if (*right).xpr.type_ != NodeTag::T_Const {
+                return None;
+            }
+            let type_oid = match is_list {
+                true => pg_sys::get_element_type((*right).consttype),
+                false => (*right).consttype,
+            };
+            let mut texts = BTreeSet::new();
+            if !(*right).constisnull {
+                let value = Typed::of_const(right);
+                let elements = if is_list {
+                    value.elements()
+                } else {
+                    vec![value]
+                };
+                texts.extend(elements.iter().map(Typed::text));
+            }
+            let link = Link {
+                expression: left.ptr_value.cast(),
+                operator,
+                collation,
+                two_valued: false,
+            };
+            let constants = Constants {
+                link,
+                type_oid,
+                texts,
+            };
+            (type_oid != Oid::INVALID).then_some(constants)
+        }
+    }
+
+    /// Takes in the constants of the same comparison; false if it is another one.
+    unsafe fn take(&mut self, other: Constants) -> bool {
+        // SAFETY: equal() takes any nodes.
+        let same = unsafe {
+            let (mine, its) = (self.link.expression, other.link.expression);
+            pg_sys::equal(mine.cast(), its.cast())
+        };
+        self.texts.extend(other.texts);
+        same && self.type_oid == other.type_oid
+            && self.link.operator == other.link.operator
+            && self.link.collation == other.link.collation
+    }
+
+    /// The comparison with any of them; None if they cannot be in an array.
+    unsafe fn any(self) -> Option<*mut Node> {
+        let texts = self.texts.into_iter().map(|text| Some(text.into_bytes()));
+        let literal = String::from_utf8(array_literal(texts)).ok()?;
+        // SAFETY: makes analyzed expressions; an array type is looked up in the catalog cache.
+        unsafe {
+            let array = pg_sys::get_array_type(self.type_oid);
+            (array != Oid::INVALID).then(|| self.link.is_any(constant(array, &literal)))
+        }
     }
 }
 
@@ -132,7 +257,7 @@ impl Membership {
     unsafe fn array(&self, column: usize, values: &[&Value]) -> *mut Node {
         let texts = values
             .iter()
-            .map(|value| value[column].as_deref().map(<[u8]>::to_vec));
+            .map(|value| value.column(column).map(<[u8]>::to_vec));
         let literal =
             String::from_utf8(array_literal(texts)).expect("the database's encoding is UTF-8");
         // SAFETY: it was made sure that the type has an array type.
@@ -141,7 +266,7 @@ impl Membership {
 
     /// The set's only value, or NULL.
     unsafe fn value(&self, values: &[&Value]) -> *mut Node {
-        let text = values.first().and_then(|value| value[0].as_deref());
+        let text = values.first().and_then(|value| value.column(0));
         // SAFETY: makes a constant of the output's type.
         unsafe {
             let output = self.select.outputs[0];
@@ -189,7 +314,7 @@ impl Membership {
             let mut all = std::ptr::null_mut();
             for (column, link) in self.links.iter().enumerate() {
                 let nulls_matter = !self.positive && !link.two_valued;
-                if nulls_matter && values.iter().any(|value| value[column].is_none()) {
+                if nulls_matter && values.iter().any(|value| value.column(column).is_none()) {
                     return None;
                 }
                 let mut side = link.is_any(self.array(column, &values));

@@ -104,12 +104,8 @@ impl Joins<'_> {
                 return self.refuse(self.at, "UNION in a scalar subquery is not supported");
             };
             let mut parts = self.parts(*leaf)?;
-            if !parts.links.is_empty() || !parts.outside.is_empty() {
-                let message = "a scalar subquery that refers to the outer row is not supported, write IN or EXISTS";
-                return self.refuse(self.at, message);
-            }
             if parts.relations.len() != 1 || !is_one_row(&parts) {
-                let message = "a scalar subquery must find one row of one table by its primary key";
+                let message = "a scalar subquery must find one row of one table by a unique key";
                 return self.refuse(self.at, message);
             }
             let output = outputs[0];
@@ -157,7 +153,7 @@ impl Joins<'_> {
     }
 
     /// The SELECTs of a UNION, or the only one, each with its output columns, all of the types of the whole.
-    unsafe fn leaves(
+    pub(super) unsafe fn leaves(
         &self,
         query: *mut pg_sys::Query,
     ) -> Result<Vec<(*mut pg_sys::Query, Vec<*mut Node>)>, Refused> {
@@ -418,7 +414,7 @@ unsafe fn has_placeholder(node: *mut Node) -> bool {
     .is_some()
 }
 
-unsafe fn any_of(sides: *mut pg_sys::List) -> *mut Node {
+pub(super) unsafe fn any_of(sides: *mut pg_sys::List) -> *mut Node {
     // SAFETY: a list of expressions.
     unsafe {
         match cells(sides) {
@@ -428,7 +424,7 @@ unsafe fn any_of(sides: *mut pg_sys::List) -> *mut Node {
     }
 }
 
-unsafe fn outputs(query: *mut pg_sys::Query) -> Vec<*mut Node> {
+pub(super) unsafe fn outputs(query: *mut pg_sys::Query) -> Vec<*mut Node> {
     // SAFETY: the cells of a target list are TargetEntries.
     unsafe {
         let entries = cells((*query).targetList)

@@ -291,16 +291,19 @@ impl Parts {
     }
 }
 
-/// One row at most: the primary key's columns are compared with constants.
+/// One row at most: the columns of a unique key are compared with constants, or with the row outside.
 ///
 /// # Safety
 /// The parts are of an analyzed query with one relation.
 pub(super) unsafe fn is_one_row(parts: &Parts) -> bool {
-    let Found::Table(table) = table::by_oid(parts.relations[0].1) else {
-        return false;
-    };
     // SAFETY: a node's tag tells its type.
-    let fixed = parts.local.iter().filter_map(|(_, condition)| unsafe {
+    let column = |value: *mut Node, operator: Oid| unsafe {
+        let is_column = (*value).type_ == NodeTag::T_Var;
+        let is_fixed = is_column && pg_sys::op_mergejoinable(operator, pg_sys::exprType(value));
+        is_fixed.then(|| (*value.cast::<pg_sys::Var>()).varattno)
+    };
+    // SAFETY: as above.
+    let local = parts.local.iter().filter_map(|(_, condition)| unsafe {
         let call = condition.cast::<pg_sys::OpExpr>();
         if (**condition).type_ != NodeTag::T_OpExpr {
             return None;
@@ -313,12 +316,38 @@ pub(super) unsafe fn is_one_row(parts: &Parts) -> bool {
         if (*left).type_ != NodeTag::T_Var {
             (left, right) = (right, left);
         }
-        let equal = pg_sys::op_mergejoinable((*call).opno, pg_sys::exprType(left));
-        let fixed = (*left).type_ == NodeTag::T_Var && equal && !pg_sys::contain_var_clause(right);
-        fixed.then(|| (*left.cast::<pg_sys::Var>()).varattno)
+        let has_no_column = !pg_sys::contain_var_clause(right);
+        has_no_column.then(|| column(left, (*call).opno)).flatten()
     });
-    let fixed: Vec<i16> = fixed.collect();
-    table.key.iter().all(|number| fixed.contains(number))
+    let links = parts
+        .links
+        .iter()
+        .filter(|(_, relation, _)| relation.is_some());
+    let links = links.filter_map(|(link, _, value)| column(*value, link.operator));
+    let fixed: Vec<i16> = local.chain(links).collect();
+    // SAFETY: the relation is locked since the query was analyzed.
+    let keys = unsafe { unique_keys(parts.relations[0].1) };
+    keys.iter()
+        .any(|key| key.iter().all(|number| fixed.contains(number)))
+}
+
+/// The columns of each unique index of the whole table.
+unsafe fn unique_keys(relid: Oid) -> Vec<Vec<i16>> {
+    // SAFETY: the caller holds a lock on the table; each index is open while its catalog entry is read.
+    unsafe {
+        let relation = pgrx::PgRelation::open(relid);
+        let indexes = pg_sys::RelationGetIndexList(relation.as_ptr());
+        let key = |cell: &pg_sys::ListCell| {
+            let index = pgrx::PgRelation::with_lock(cell.oid_value, pg_sys::AccessShareLock as _);
+            let form = (*index.as_ptr()).rd_index;
+            let is_whole = pg_sys::RelationGetIndexPredicate(index.as_ptr()).is_null()
+                && pg_sys::RelationGetIndexExpressions(index.as_ptr()).is_null();
+            let is_key = (*form).indisunique && (*form).indimmediate && (*form).indisvalid;
+            let columns = (*form).indkey.values.as_slice((*form).indnkeyatts as usize);
+            (is_whole && is_key).then(|| columns.to_vec())
+        };
+        cells(indexes).iter().filter_map(key).collect()
+    }
 }
 
 unsafe fn outer_link(value: *mut Node, operator: Oid, collation: Oid) -> Link {

@@ -8,7 +8,7 @@ use super::super::image::Row;
 use super::super::values::Values;
 use super::freeze::Outputs;
 use super::template::Lifted;
-use super::{Refused, Where, reanalyze};
+use super::{Refused, Value, Where, reanalyze};
 use crate::error::{Error, Result};
 
 mod raw {
@@ -189,8 +189,8 @@ impl Scope {
 }
 
 impl Scope {
-    /// The texts of a row's outputs. The columns that are read have been fetched. Call it as [`Scope::matches`].
-    pub fn texts(&mut self, outputs: &Outputs, row: &Row) -> Vec<Option<Box<[u8]>>> {
+    /// What a row contributes to a set. The columns that are read have been fetched. Call it as [`Scope::matches`].
+    pub fn value(&mut self, outputs: &Outputs, row: &Row) -> Value {
         let (slot, context) = (self.slot, self.context);
         let (values, nulls) = row.columns();
         // SAFETY: as in matches(); each value is written as text before the memory that it is in is reset.
@@ -209,22 +209,22 @@ impl Scope {
                     pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, context, &mut is_null));
                 (!is_null).then(|| text_of(*type_oid, value))
             };
-            let texts = outputs.states.iter().map(text).collect();
+            let value = Value::of(outputs.states.iter().map(text));
             pg_sys::MemoryContextSwitchTo(outer);
             pg_sys::MemoryContextReset(memory);
-            texts
+            value
         }
     }
 }
 
-/// A value's text.
-unsafe fn text_of(type_oid: Oid, value: pg_sys::Datum) -> Box<[u8]> {
+/// A value's text, in the current memory context.
+unsafe fn text_of<'a>(type_oid: Oid, value: pg_sys::Datum) -> &'a [u8] {
     let (mut function, mut is_varlena) = (Oid::INVALID, false);
     // SAFETY: the output function of the value's type; it returns a C string.
     unsafe {
         pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut is_varlena);
         let text = pg_sys::OidOutputFunctionCall(function, value);
-        std::ffi::CStr::from_ptr(text).to_bytes().into()
+        std::ffi::CStr::from_ptr(text).to_bytes()
     }
 }
 

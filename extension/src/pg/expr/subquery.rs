@@ -15,7 +15,7 @@ use super::super::list::cells;
 use super::super::memory::Context;
 use super::joins::Joins;
 use super::parse::{Step, attempt_in_steps, columns, deparse, raw_clause};
-use super::{Refused, Source, check, parse, template, tree};
+use super::{Refused, Source, check, parse, scalar, template, tree, uses};
 
 /// Rows of one table: those of a shape, or those whose output is a set.
 #[derive(Debug)]
@@ -90,6 +90,8 @@ pub struct Analyzed {
     pub text: String,
     /// The rows that it lets in.
     pub root: Rc<Select>,
+    /// A digest of the functions and collations that it depends on at any depth; empty if that cannot change.
+    pub uses: String,
 }
 
 impl Analyzed {
@@ -159,7 +161,8 @@ impl Builder<'_> {
             let text = deparse(typed, &relation);
             let root = self.select(relid, typed, Vec::new(), Vec::new())?;
             check::columns_are_known(root.tree, known, &relation, self.source)?;
-            Ok(Analyzed { text, root })
+            let uses = uses::uses_deep(typed);
+            Ok(Analyzed { text, root, uses })
         }
     }
 
@@ -247,6 +250,7 @@ impl Builder<'_> {
     ) -> Result<*mut Node, Refused> {
         // SAFETY: a node's tag tells its type; copies are changed, not what was given.
         unsafe {
+            let correlated = || scalar::correlated(node);
             match (*node).type_ {
                 NodeTag::T_BoolExpr => {
                     let given = node.cast::<pg_sys::BoolExpr>();
@@ -257,6 +261,13 @@ impl Builder<'_> {
                         args = pg_sys::lappend(args, arg.cast());
                     }
                     Ok(pg_sys::makeBoolExpr((*given).boolop, args, (*given).location).cast())
+                }
+                _ if let Some(sublink) = correlated() => {
+                    let joins = Joins {
+                        builder: self,
+                        at: sublink.cast(),
+                    };
+                    joins.condition_on(node, sublink, memberships, positive)
                 }
                 NodeTag::T_SubLink => self.sublink(node.cast(), memberships, positive),
                 _ if !pg_sys::checkExprHasSubLink(node) => Ok(node),

@@ -169,12 +169,7 @@ unsafe fn lift(node: *mut Node, constants: &mut Vec<Typed>) -> *mut Node {
             if (*node).type_ != NodeTag::T_Const || (*constant).constisnull {
                 return node;
             }
-            constants.push(Typed::new(
-                (*constant).constvalue,
-                (*constant).consttype,
-                (*constant).constlen as i16,
-                (*constant).constbyval,
-            ));
+            constants.push(Typed::of_const(constant));
             let param = pg_sys::palloc0(size_of::<pg_sys::Param>()).cast::<pg_sys::Param>();
             (*param).xpr.type_ = NodeTag::T_Param;
             (*param).paramkind = pg_sys::ParamKind::PARAM_EXTERN;

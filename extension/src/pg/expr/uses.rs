@@ -25,35 +25,65 @@ const SAME_IN_ALL: [u32; 8] = [
 /// # Safety
 /// `tree` is an analyzed expression.
 pub(super) unsafe fn uses(tree: *mut Node) -> String {
-    let (mut functions, mut collations) = (BTreeSet::new(), BTreeSet::new());
+    let mut used = Used::default();
     // SAFETY: the nodes that search() comes by are nodes of the expression.
     unsafe {
         tree::search::<()>(tree, &mut |node| {
-            let called = tree::functions_of(node);
-            let collation = pg_sys::exprInputCollation(node);
-            if called.iter().any(|oid| depends(oid.to_u32(), collation)) {
-                collations.insert(collation.to_u32());
-            }
-            let called = called.iter().map(|oid| oid.to_u32());
-            functions.extend(called.filter(|oid| *oid >= pg_sys::FirstNormalObjectId));
+            used.add(node);
             None
         });
     }
-    let functions: BTreeSet<String> = functions
-        .into_iter()
-        .map(Oid::from_u32)
-        .filter_map(definition)
-        .collect();
-    let versions: BTreeSet<String> = collations
-        .into_iter()
-        .map(Oid::from_u32)
-        .filter_map(version)
-        .collect();
-    if functions.is_empty() && versions.is_empty() {
-        return String::new();
+    used.digest()
+}
+
+/// The same of an expression with subqueries, and of what is in them.
+///
+/// # Safety
+/// As for [`uses`].
+pub(super) unsafe fn uses_deep(tree: *mut Node) -> String {
+    let mut used = Used::default();
+    // SAFETY: the nodes that rewrite_deep() comes by are nodes of a copy of the expression.
+    unsafe {
+        tree::rewrite_deep(tree, &mut |node| {
+            used.add(node);
+            node
+        });
     }
-    let all = format!("{functions:?} {versions:?}");
-    xxhash_rust::xxh3::xxh3_64(all.as_bytes()).to_string()
+    used.digest()
+}
+
+/// Oids of what may be another one later.
+#[derive(Default)]
+struct Used {
+    functions: BTreeSet<u32>,
+    collations: BTreeSet<u32>,
+}
+
+impl Used {
+    /// # Safety
+    /// `node` is a node of an analyzed expression.
+    unsafe fn add(&mut self, node: *mut Node) {
+        // SAFETY: as the caller says.
+        let (called, collation) =
+            unsafe { (tree::functions_of(node), pg_sys::exprInputCollation(node)) };
+        if called.iter().any(|oid| depends(oid.to_u32(), collation)) {
+            self.collations.insert(collation.to_u32());
+        }
+        let called = called.iter().map(|oid| oid.to_u32());
+        self.functions
+            .extend(called.filter(|oid| *oid >= pg_sys::FirstNormalObjectId));
+    }
+
+    fn digest(self) -> String {
+        let oids = |oids: BTreeSet<u32>| oids.into_iter().map(Oid::from_u32);
+        let functions: BTreeSet<String> = oids(self.functions).filter_map(definition).collect();
+        let versions: BTreeSet<String> = oids(self.collations).filter_map(version).collect();
+        if functions.is_empty() && versions.is_empty() {
+            return String::new();
+        }
+        let all = format!("{functions:?} {versions:?}");
+        xxhash_rust::xxh3::xxh3_64(all.as_bytes()).to_string()
+    }
 }
 
 /// What a function says depends on how a collation sorts.

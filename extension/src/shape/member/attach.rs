@@ -1,14 +1,16 @@
 //! Shapes with subqueries join the others that a session has attached.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 
 use super::super::attached::{Attached, Ended};
-use super::super::definition::{Definition, check_rights};
+use super::super::definition::{Definition, check_rights, require_same};
 use super::super::resolve::Resolver;
 use super::super::tuple::changed;
 use super::later::Later;
+use super::load::New;
 use super::nodes::{Nodes, Origin};
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt;
@@ -27,6 +29,7 @@ impl Definition {
         let analyzed = analyzed.map_err(invalid)?;
         let denied = |why| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, why, "");
         may_read(&analyzed).map_err(denied)?;
+        self.require_same(&analyzed.uses)?;
         Ok(analyzed)
     }
 
@@ -75,64 +78,160 @@ pub fn may_read(analyzed: &Analyzed) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Names of the columns to which the current user needs the right as long as a select is in use. If it reads none, those that
-/// allow to know whether there is a row.
-fn read_of(select: &Select) -> Vec<String> {
+/// The definition of a select's table with the columns to which the current user needs the right as long as the select is in
+/// use. If it reads none, those that allow to know whether there is a row.
+fn read_by(select: &Select, own: &Definition) -> Definition {
+    let mut definition = own.clone();
     let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
-        return Vec::new();
+        return definition;
     };
     let is_read = |number: i16| match select.columns.is_empty() {
         true => check_rights(&table, vec![number]).is_ok(),
         false => select.columns.contains(&number),
     };
     let read = table.columns.iter().filter(|column| is_read(column.number));
-    read.map(|column| column.name.clone()).collect()
+    definition.columns = read.map(|column| column.name.clone()).collect();
+    definition
 }
 
-/// A where clause that is being attached.
-struct Whole<'a> {
+/// A shape that is being attached.
+struct Joining<'a> {
+    id: i32,
     definition: &'a Definition,
+    analyzed: Analyzed,
     text: Rc<str>,
-    selects: Vec<&'a Rc<Select>>,
-    /// What it is attached for comes after this position.
-    begun: i64,
+    uses: Rc<str>,
+}
+
+impl Joining<'_> {
+    /// The node of a select.
+    fn enter(
+        &self,
+        nodes: &mut Nodes,
+        select: &Rc<Select>,
+        entered: &mut Entered,
+    ) -> Result<usize> {
+        let mut children = Vec::with_capacity(select.memberships.len());
+        for membership in &select.memberships {
+            children.push(self.enter(nodes, &membership.select, entered)?);
+        }
+        let definition = self.definition;
+        let make = || definition.of_table(select.relid);
+        let own = nodes.table(select.relid, &definition.role, make);
+        let own = own.ok_or_else(changed)?;
+        let selects = self.analyzed.selects();
+        let place = selects.iter().position(|other| Rc::ptr_eq(other, select));
+        let origin = Origin {
+            relid: definition.relid,
+            text: self.text.clone(),
+            uses: self.uses.clone(),
+            place: place.unwrap_or_default(),
+        };
+        let is_root = Rc::ptr_eq(select, &self.analyzed.root);
+        let (node, known) = nodes.enter(select, children, own.clone(), origin, is_root);
+        if known {
+            return Ok(node);
+        }
+        entered.numbers.push(node);
+        nodes.tell_of_missing_indexes(select, &own)?;
+        if !is_root {
+            let (select, read) = (select.clone(), read_by(select, &own));
+            let of_table = (nodes.get(node).depth, own.relid);
+            let new = New { node, select, read };
+            entered.inner.entry(of_table).or_default().push(new);
+        }
+        Ok(node)
+    }
+}
+
+/// So many shapes are attached together: their trees are kept until all have their sets.
+pub const TOGETHER: usize = 256;
+
+/// Nodes that were not there before, while what they are needed for may still fail.
+#[derive(Default)]
+struct Entered {
+    /// All, inner ones first.
+    numbers: Vec<usize>,
+    /// The inner selects among them, by depth and table.
+    inner: BTreeMap<(usize, u32), Vec<New>>,
 }
 
 impl Attached {
-    /// Attaches a shape with subqueries, whose inner selects' sets are read as of the position of all.
-    pub(in super::super) fn add_member(
+    /// Attaches shapes with subqueries of one role; one that cannot be has ended at once.
+    pub(in super::super) fn add_members(
         &mut self,
-        id: i32,
-        definition: &Definition,
+        joining: &[(i32, &Definition)],
+        head: i64,
+        resolver: &mut Resolver,
+        later: &mut Later<'_>,
+    ) {
+        for (id, _) in joining {
+            self.remove(&[*id]);
+            self.begin(*id, head);
+        }
+        let Err(error) = self.join(joining, head, resolver, later) else {
+            return;
+        };
+        if let [(id, _)] = joining {
+            return self.fail(*id, error.to_string());
+        }
+        for one in joining {
+            self.add_members(std::slice::from_ref(one), head, resolver, later);
+        }
+    }
+
+    /// Attaches shapes with subqueries of one role, or none of them. Their inner selects' sets are read as of the position of all.
+    pub(super) fn join(
+        &mut self,
+        joining: &[(i32, &Definition)],
         head: i64,
         resolver: &mut Resolver,
         later: &mut Later<'_>,
     ) -> Result<()> {
-        resolver.act_as(&definition.role)?;
+        let Some((_, first)) = joining.first() else {
+            return Ok(());
+        };
+        resolver.act_as(&first.role)?;
+        let begun = head.max(self.position);
         let mut nodes = std::mem::take(&mut self.nodes);
-        let mut entered = Vec::new();
+        let mut entered = Entered::default();
         let outcome = attempt(|| {
-            let analyzed = definition.analyzed()?;
-            let whole = Whole {
-                definition,
-                text: definition.where_text.as_deref().unwrap_or("true").into(),
-                selects: analyzed.selects(),
-                begun: head.max(self.position),
-            };
-            let root = self.enter(&mut nodes, &analyzed.root, &whole, later, &mut entered)?;
-            let memory = Context::new();
-            memory.run(|| {
-                let clause = nodes.frozen(root, &analyzed.root);
-                self.place(id, definition, clause)
-            })?;
-            nodes.follow(root, id);
+            let mut all = Vec::with_capacity(joining.len());
+            for (id, definition) in joining {
+                let analyzed = definition.analyzed()?;
+                all.push(Joining {
+                    id: *id,
+                    definition,
+                    text: definition.where_text.as_deref().unwrap_or("true").into(),
+                    uses: analyzed.uses.as_str().into(),
+                    analyzed,
+                });
+            }
+            let mut roots = Vec::with_capacity(all.len());
+            for one in &all {
+                roots.push(one.enter(&mut nodes, &one.analyzed.root, &mut entered)?);
+            }
+            for new in entered.inner.values() {
+                self.load(&mut nodes, new, later, begun)?;
+            }
+            for (one, root) in all.iter().zip(roots) {
+                let memory = Context::new();
+                memory.run(|| {
+                    let clause = nodes.frozen(root, &one.analyzed.root);
+                    self.place(one.id, one.definition, clause.as_ref())
+                })?;
+                nodes.follow(root, one.id);
+            }
             Ok(())
         });
         let outcome =
             outcome.unwrap_or_else(|caught| Err(Error::Sql(caught.sqlstate, caught.message, "")));
         if outcome.is_err() {
-            let mut unused = Vec::new();
-            for node in entered.into_iter().rev() {
+            let mut unused: Vec<i32> = joining.iter().map(|(id, _)| *id).collect();
+            for id in unused.clone() {
+                unused.extend(nodes.leave(id));
+            }
+            for node in entered.numbers.into_iter().rev() {
                 nodes.drop_unused_once(node, &mut unused);
             }
             self.nodes = nodes;
@@ -143,70 +242,22 @@ impl Attached {
         outcome
     }
 
-    /// The node of a select, which is read if it was not there. `entered` are those that were not.
-    fn enter(
+    /// Puts a shape, or inner select, among those of its table under a frozen clause, whose number it returns.
+    pub(super) fn place(
         &mut self,
-        nodes: &mut Nodes,
-        select: &Rc<Select>,
-        whole: &Whole<'_>,
-        later: &mut Later<'_>,
-        entered: &mut Vec<usize>,
-    ) -> Result<usize> {
-        let mut children = Vec::new();
-        for membership in &select.memberships {
-            children.push(self.enter(nodes, &membership.select, whole, later, entered)?);
-        }
-        let is_root = whole
-            .selects
-            .last()
-            .is_some_and(|root| Rc::ptr_eq(root, select));
-        let make = || whole.definition.of_table(select.relid);
-        let own = nodes
-            .table(select.relid, &whole.definition.role, make)
-            .ok_or_else(changed)?;
-        let place = whole
-            .selects
-            .iter()
-            .position(|other| Rc::ptr_eq(other, select));
-        let origin = Origin {
-            relid: whole.definition.relid,
-            text: whole.text.clone(),
-            place: place.unwrap_or_default(),
-        };
-        let (number, known) = nodes.enter(select, children, own.clone(), origin, is_root);
-        if known {
-            return Ok(number);
-        }
-        entered.push(number);
-        nodes.tell_of_missing_indexes(select, &own)?;
-        if !is_root {
-            let memory = Context::new();
-            memory.run(|| {
-                nodes.load(number, select, later, (self.position, whole.begun))?;
-                let clause = nodes.frozen(number, select);
-                let read = Definition {
-                    columns: read_of(select),
-                    ..Definition::clone(&own)
-                };
-                let id = nodes.get(number).shapes[0];
-                self.begin(id, whole.begun);
-                self.place(id, &read, clause)
-            })?;
-        }
-        Ok(number)
-    }
-
-    /// Puts a shape, or inner select, among those of its table under a frozen clause.
-    fn place(&mut self, id: i32, definition: &Definition, clause: Option<Where>) -> Result<()> {
+        id: i32,
+        definition: &Definition,
+        clause: Option<&Where>,
+    ) -> Result<u32> {
         let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);
         let frozen = Definition {
-            where_text: clause.as_ref().map(|clause| clause.deparsed(relid)),
+            where_text: clause.map(|clause| clause.deparsed(relid)),
             ..definition.clone()
         };
-        let lifted = clause.map(|clause| clause.lift());
+        let lifted = clause.map(Where::lift);
         let number = self.group(&frozen)?.add(id, &frozen, lifted.as_ref());
         self.set_place(id, definition.relid, number);
-        Ok(())
+        Ok(number)
     }
 
     /// What has ended, of which inner selects may be part: in their place are the shapes that depend on them.
@@ -233,6 +284,24 @@ impl Attached {
             }
         }
         all
+    }
+
+    /// Ends the shapes that depend on functions or collations which are other ones now. Of all that depend on the same, one is
+    /// looked at.
+    pub(in super::super) fn end_outdated(&mut self, resolver: &mut Resolver) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        for (uses, node) in self.nodes.by_uses() {
+            let role = &self.nodes.get(node).definition.role;
+            let now = resolver.act_as(role).and_then(|()| self.nodes.uses(node));
+            let Err(why) = now.and_then(|now| require_same(&uses, &now)) else {
+                continue;
+            };
+            let ids = self.nodes.shapes_using(&uses);
+            self.remove_from_groups(&ids);
+            let why = why.to_string().into();
+            ended.push(Ended { ids, why });
+        }
+        ended
     }
 
     /// A shape is no more: inner selects that nobody needs any more are not, either.

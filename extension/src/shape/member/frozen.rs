@@ -26,7 +26,7 @@ pub fn with_sizes(
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
     let mut resolver = Resolver::default();
-    attached.add_member(0, definition, position, &mut resolver, &mut later)?;
+    attached.join(&[(0, definition)], position, &mut resolver, &mut later)?;
     let root = attached.nodes.root_of(0).expect("it was just attached");
     let memory = Context::new();
     let relid = pgrx::pg_sys::Oid::from_u32(definition.relid);

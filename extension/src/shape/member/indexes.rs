@@ -8,21 +8,23 @@ use crate::pg::expr::Select;
 use crate::pg::query::{Cursor, Goal, identifier, qualified};
 use crate::pg::table::{self, Found};
 
+/// The columns that link rows of a select to a set, for each that has some.
+fn links(select: &Select) -> impl Iterator<Item = Vec<i16>> {
+    let linked = select.memberships.iter().filter(|it| it.is_linked());
+    let columns = linked.map(|it| it.linked_columns().into_iter().flatten().collect());
+    columns.filter(|columns: &Vec<i16>| !columns.is_empty())
+}
+
 /// The statements that would make the indexes which are missing for a select.
 pub fn missing(select: &Select) -> Result<Vec<String>> {
-    let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
-        return Ok(Vec::new());
-    };
     let mut statements = Vec::new();
-    for membership in select
-        .memberships
-        .iter()
-        .filter(|membership| membership.is_linked())
-    {
-        let columns: Vec<i16> = membership.linked_columns().into_iter().flatten().collect();
-        if columns.is_empty() || has_index(select.relid, &columns)? {
+    for columns in links(select) {
+        if has_index(select.relid, &columns)? {
             continue;
         }
+        let Found::Table(table) = table::by_oid(pgrx::pg_sys::Oid::from_u32(select.relid)) else {
+            return Ok(Vec::new());
+        };
         let name = |number: &i16| {
             let column = table.columns.iter().find(|column| column.number == *number);
             column.map(|column| identifier(&column.name))
@@ -55,6 +57,17 @@ impl Nodes {
         select: &Select,
         definition: &Definition,
     ) -> Result<()> {
+        let mut all_there = true;
+        for columns in links(select) {
+            let name = (select.relid, columns);
+            let known = self.indexed.get(&name).copied();
+            let there = known.map_or_else(|| has_index(name.0, &name.1), Ok)?;
+            self.indexed.insert(name, there);
+            all_there &= there;
+        }
+        if all_there {
+            return Ok(());
+        }
         for statement in missing(select)? {
             if self.told.insert(statement.clone()) {
                 let table = qualified(&definition.schema, &definition.table);

@@ -10,7 +10,9 @@ use super::super::pass::{Pass, Row};
 use super::super::resolve::Resolver;
 use super::super::window::{Commit, Log};
 use super::later::Later;
+use super::moves::{AMPLIFICATION, Limit};
 use crate::error::{Error, Result};
+use crate::guc;
 use crate::pg::reading::Latest;
 
 /// Reads a stretch of a shape's log. To be called while acting as its role.
@@ -36,7 +38,7 @@ pub fn read(definition: &Definition, family: &Family, stretch: Stretch) -> Resul
         };
         let about = |commit: &Commit| commit.relids.iter().any(|relid| relids.contains(relid));
         let (commits, complete_to) = log.commits(after, to, about, COMMITS_AT_ONCE);
-        let mut pass = Pass::new(&log, attached);
+        let mut pass = Pass::new(&log, attached, Limit::End(guc::max_moved_rows()));
         for commit in commits {
             let read = entries.len();
             pass.transaction(&commit)?;
@@ -64,13 +66,8 @@ pub fn read(definition: &Definition, family: &Family, stretch: Stretch) -> Resul
 fn attach(definition: &Definition, log: &Log, position: i64) -> Result<Attached> {
     let mut attached = Attached::new(position);
     let mut later = Later::than(log, position);
-    attached.add_member(
-        0,
-        definition,
-        position,
-        &mut Resolver::default(),
-        &mut later,
-    )?;
+    let mut resolver = Resolver::default();
+    attached.join(&[(0, definition)], position, &mut resolver, &mut later)?;
     Ok(attached)
 }
 
@@ -99,8 +96,9 @@ fn take(row: Row, commit: &Commit, entries: &mut Entries) -> Result<bool> {
                 last,
             }))
         }
-        Row::Touch { .. } | Row::Changed { .. } => Ok(true),
+        Row::Touch { .. } | Row::Changed { .. } | Row::Skip { .. } => Ok(true),
         Row::End { why, .. } => Err(match why {
+            Why::Over(reason) if reason.starts_with(AMPLIFICATION) => Error::MustRefetch(reason),
             Why::Over(reason) => Error::MustRefetch(format!("the shape has ended: {reason}")),
             Why::Clause(reason) => Error::Clause(reason),
         }),

@@ -9,9 +9,7 @@ use pgrx::pg_sys::Oid;
 
 use super::super::definition::Definition;
 use super::super::tuple::{Table, changed};
-use super::later::Later;
-use super::rows::{self, Condition, places};
-use super::set::{Delta, Set};
+use super::set::Set;
 use crate::error::{Error, Result};
 use crate::pg::expr::{self, Analyzed, Change, Outputs, Refused, Scope, Select, Value, Where};
 use crate::pg::image::Row;
@@ -44,6 +42,8 @@ pub struct Origin {
     pub relid: u32,
     /// The shape's where clause.
     pub text: Rc<str>,
+    /// What the whole clause depends on beside tables.
+    pub uses: Rc<str>,
     /// Its place among the clause's selects.
     pub place: usize,
 }
@@ -58,6 +58,8 @@ pub struct Nodes {
     tables: HashMap<(u32, String), Rc<Definition>>,
     /// Missing indexes that the server's log tells of.
     pub(super) told: HashSet<String>,
+    /// Whether one of these columns of a table is the first of an index.
+    pub(super) indexed: HashMap<(u32, Vec<i16>), bool>,
     /// The where clause that was taken apart last.
     last: RefCell<Option<(Rc<str>, Analyzed)>>,
 }
@@ -186,7 +188,7 @@ impl Nodes {
         let inner = self.nodes.iter().flatten().filter(|node| !node.is_root);
         let size = |node: &Node| {
             let Definition { schema, table, .. } = &*node.definition;
-            (qualified(schema, table), node.set.values().len())
+            (qualified(schema, table), node.set.size())
         };
         inner.map(size).collect()
     }
@@ -225,30 +227,54 @@ impl Nodes {
         Some(made)
     }
 
+    /// For each digest of what where clauses depend on the node of one that does.
+    pub fn by_uses(&self) -> HashMap<Rc<str>, usize> {
+        let roots = self.roots.values();
+        let uses = roots.map(|node| (self.get(*node).origin.uses.clone(), *node));
+        uses.filter(|(uses, _)| !uses.is_empty()).collect()
+    }
+
+    /// The shapes whose where clauses depend on these.
+    pub fn shapes_using(&self, uses: &str) -> Vec<i32> {
+        let uses_them = |(_, node): &(&i32, &usize)| *self.get(**node).origin.uses == *uses;
+        let shapes = self.roots.iter().filter(uses_them);
+        shapes.map(|(shape, _)| *shape).collect()
+    }
+
+    /// What the where clause of a node depends on now. To be called while acting as its role.
+    pub fn uses(&self, number: usize) -> Result<String> {
+        self.analyzed(&self.get(number).origin, |analyzed| {
+            Ok(analyzed.uses.clone())
+        })
+    }
+
     /// What the rows of a node are. To be called while acting as its role.
     pub fn select(&self, number: usize) -> Result<Rc<Select>> {
-        let Origin { relid, text, place } = &self.get(number).origin;
+        let origin = &self.get(number).origin;
+        self.analyzed(origin, |analyzed| {
+            let selects = analyzed.selects();
+            let select = selects.get(origin.place).map(|select| Rc::clone(select));
+            select.ok_or_else(changed)
+        })
+    }
+
+    fn analyzed<T>(&self, origin: &Origin, then: impl FnOnce(&Analyzed) -> Result<T>) -> Result<T> {
+        let Origin { relid, text, .. } = origin;
         let mut last = self.last.borrow_mut();
-        let analyzed = match &mut *last {
-            Some((other, analyzed)) if Rc::ptr_eq(other, text) => analyzed,
-            none => {
-                let analyzed = expr::analyze_subqueries(Oid::from_u32(*relid), text, &[], None);
-                let analyzed = analyzed
-                    .map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
-                &mut none.insert((text.clone(), analyzed)).1
-            }
-        };
-        let select = analyzed
-            .selects()
-            .get(*place)
-            .map(|select| Rc::clone(select));
-        select.ok_or_else(changed)
+        if let Some((_, analyzed)) = last.as_ref().filter(|(other, _)| Rc::ptr_eq(other, text)) {
+            return then(analyzed);
+        }
+        let analyzed = expr::analyze_subqueries(Oid::from_u32(*relid), text, &[], None);
+        let analyzed = analyzed
+            .map_err(|Refused(why)| Error::Sql(ERRCODE_INVALID_PARAMETER_VALUE, why, ""))?;
+        then(&last.insert((text.clone(), analyzed)).1)
     }
 
     /// What is compiled or analyzed may be so no more.
     pub fn renew(&mut self) {
         self.last.take();
         self.tables.clear();
+        self.indexed.clear();
     }
 
     /// The rows of a node, its memberships' sets being what they are now. As [`Select::freeze`].
@@ -280,41 +306,6 @@ impl Nodes {
         let sets: Vec<_> = node.children.iter().map(values).collect();
         select.freeze(&sets)
     }
-
-    /// Reads the set of an inner select as of a position, which its children's sets are of; it is right from the second
-    /// position on, as what ended a table's epoch in between was no change of rows.
-    pub fn load(
-        &mut self,
-        number: usize,
-        select: &Select,
-        later: &mut Later<'_>,
-        (position, begun): (i64, i64),
-    ) -> Result<()> {
-        let clause = self.frozen(number, select);
-        let node = self.get(number);
-        let mut table = open(&node.definition)?;
-        let mut reader = Reader::new(select);
-        let mut delta = Delta::default();
-        let columns = places(select);
-        let query = rows::query(&node.definition, &table, &columns, clause.as_ref());
-        rows::each(&query, &mut |row| delta.add(reader.value(&row), 1))?;
-        let mut condition = Condition::new(select.relid, clause);
-        for entry in later
-            .of(&mut table, position, begun)?
-            .iter()
-            .filter(|entry| entry.position > position)
-        {
-            for effect in &entry.effects {
-                for (row, rows) in [(&effect.after, -1), (&effect.before, 1)] {
-                    if let Some(row) = row.as_ref().filter(|row| condition.matches(row)) {
-                        delta.add(reader.value(row), rows);
-                    }
-                }
-            }
-        }
-        self.get_mut(number).set.apply(delta);
-        Ok(())
-    }
 }
 
 /// Reads what rows contribute to a set.
@@ -334,7 +325,7 @@ impl Reader {
 
     /// The value of a row.
     pub fn value(&mut self, row: &Row) -> Value {
-        self.scope.texts(&self.outputs, row).into()
+        self.scope.value(&self.outputs, row)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Rows of a table as they are now, for conditions of ours.
 
+use std::cell::Cell;
+
 use pgrx::pg_sys::Oid;
 
 use super::super::definition::Definition;
@@ -8,7 +10,7 @@ use super::super::tuple::Table;
 use crate::error::Result;
 use crate::pg::expr::{Predicate, Select, Where};
 use crate::pg::image::Row;
-use crate::pg::query::{Cursor, Goal, identifier, qualified};
+use crate::pg::query::{Cursor, Fetched, Goal, identifier, qualified};
 
 /// How many rows are fetched at once.
 const ROWS_AT_ONCE: usize = 1000;
@@ -63,8 +65,18 @@ pub fn query(
 
 /// Calls `each` for the rows of a [`query`], each a row of the table that lives until the next one.
 pub fn each(query: &str, each: &mut dyn FnMut(Row)) -> Result<()> {
+    each_while(query, &mut |row| {
+        each(row);
+        true
+    })
+}
+
+/// The same until `each` says no.
+pub fn each_while(query: &str, each: &mut dyn FnMut(Row) -> bool) -> Result<()> {
     let cursor = Cursor::open(query, Goal::AllRows);
-    while fetch(&cursor, ROWS_AT_ONCE, &mut |row| each(row.row()))? == ROWS_AT_ONCE {
+    let goes_on = Cell::new(true);
+    let mut look = |row: Fetched<'_>| goes_on.set(goes_on.get() && each(row.row()));
+    while fetch(&cursor, ROWS_AT_ONCE, &mut look)? == ROWS_AT_ONCE && goes_on.get() {
         pgrx::check_for_interrupts!();
     }
     cursor.close();

@@ -1,13 +1,13 @@
 //! The set of values that an inner select gives. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::pg::expr::Value;
 
-/// Values, each with the number of rows that give it.
+/// Values, each with the number of rows that give it. There are many small sets: a list in order takes the least room.
 #[derive(Debug, Default)]
 pub struct Set {
-    counts: HashMap<Value, i64>,
+    counts: Box<[(Value, i64)]>,
 }
 
 /// How much more often each value is given.
@@ -24,41 +24,57 @@ impl Delta {
 }
 
 impl Set {
+    /// Number of its values.
+    pub fn size(&self) -> usize {
+        self.counts.len()
+    }
+
     /// Its values, in an order that depends on nothing else.
     pub fn values(&self) -> Vec<&Value> {
-        let mut values: Vec<&Value> = self.counts.keys().collect();
-        values.sort_unstable();
-        values
+        self.counts.iter().map(|(value, _)| value).collect()
+    }
+
+    fn has(&self, value: &Value) -> bool {
+        let found = self.counts.binary_search_by(|(other, _)| other.cmp(value));
+        found.is_ok()
     }
 
     /// The values that it had before these came or went.
     pub fn values_before<'a>(&'a self, changed: &'a [Value]) -> Vec<&'a Value> {
         let since: HashSet<&Value> = changed.iter().collect();
-        let kept = self.counts.keys().filter(|value| !since.contains(value));
-        let gone = changed
-            .iter()
-            .filter(|value| !self.counts.contains_key(*value));
+        let kept = self.counts.iter().map(|(value, _)| value);
+        let kept = kept.filter(|value| !since.contains(value));
+        let gone = changed.iter().filter(|value| !self.has(value));
         let mut values: Vec<&Value> = kept.chain(gone).collect();
         values.sort_unstable();
         values
     }
 
-    /// Takes a change of the rows in; returns the values that came or went.
+    /// Takes a change of the rows in; returns the values that came or went, in order.
     pub fn apply(&mut self, delta: Delta) -> Vec<Value> {
         let mut changed = Vec::new();
-        for (value, rows) in delta.0 {
-            let before = self.counts.get(&value).copied().unwrap_or_default();
-            let after = before + rows;
+        let mut delta: BTreeMap<Value, i64> = delta.0.into_iter().collect();
+        if delta.is_empty() {
+            return changed;
+        }
+        let mut counts = Vec::with_capacity(self.counts.len() + delta.len());
+        for (value, before) in std::mem::take(&mut self.counts) {
+            let after = before + delta.remove(&value).unwrap_or_default();
             if (before > 0) != (after > 0) {
                 changed.push(value.clone());
             }
-            if after == 0 {
-                self.counts.remove(&value);
-            } else {
-                self.counts.insert(value, after);
-            }
+            counts.push((value, after));
         }
+        for (value, rows) in delta {
+            if rows > 0 {
+                changed.push(value.clone());
+            }
+            counts.push((value, rows));
+        }
+        counts.retain(|(_, rows)| *rows != 0);
+        counts.sort_unstable();
         changed.sort_unstable();
+        self.counts = counts.into();
         changed
     }
 }
@@ -68,7 +84,7 @@ mod tests {
     use super::*;
 
     fn value(text: &str) -> Value {
-        Box::new([Some(text.as_bytes().into())])
+        Value::of([Some(text.as_bytes())])
     }
 
     fn change(set: &mut Set, rows: &[(&str, i64)]) -> Vec<Value> {
@@ -92,6 +108,11 @@ mod tests {
             [value("b")]
         );
         assert_eq!(set.values(), [&value("a")]);
+        assert_eq!(
+            change(&mut set, &[("c", 1), ("A", 1), ("a", 1)]),
+            [value("A"), value("c")]
+        );
+        assert_eq!(set.values(), [&value("A"), &value("a"), &value("c")]);
     }
 
     #[test]
@@ -106,7 +127,7 @@ mod tests {
     #[test]
     fn null_is_a_value() {
         let mut set = Set::default();
-        let null: Value = Box::new([None]);
+        let null = Value::of([None]);
         let mut delta = Delta::default();
         delta.add(null.clone(), 1);
         assert_eq!(set.apply(delta), [null]);

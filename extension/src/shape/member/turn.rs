@@ -11,8 +11,9 @@ use super::super::operation::Side;
 use super::super::pass::{Open, Pass, Whole, reason};
 use super::super::route::{Hit, sides};
 use super::super::share::Messages;
-use super::super::tuple::{Effect, Key};
+use super::super::tuple::Effect;
 use super::later;
+use super::moves::Outcome;
 use super::nodes::{Nodes, Reader};
 use super::rows::{self, Condition, places};
 use super::set::Delta;
@@ -41,29 +42,17 @@ struct Turn {
     flipped: Vec<usize>,
     /// What that meant to the rows of shapes.
     outcomes: HashMap<usize, Outcome>,
-}
-
-/// What a transaction did to the rows of a shape whose clause is another one now.
-#[derive(Default)]
-struct Outcome {
-    sides: Vec<Side>,
-    moved: Vec<Moved>,
-}
-
-/// A row that came into a shape, or left it, without being touched.
-struct Moved {
-    key: Key,
-    row: Row,
-    came: bool,
+    /// Nodes that too many rows of moved: their shapes are told nothing.
+    skipped: Vec<usize>,
 }
 
 /// A node and what it is told of.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     nodes: &'a Nodes,
     node: usize,
     select: &'a Select,
     changes: &'a HashMap<usize, Change>,
-    effects: &'a [Effect],
+    pub(super) effects: &'a [Effect],
     /// What later transactions did to the table.
     later: Rc<Vec<later::Entry>>,
     position: i64,
@@ -224,9 +213,14 @@ impl Pass<'_> {
         if nodes.get(number).is_root {
             let shapes = self.attached.shapes_of(group, &nodes.get(number).shapes);
             let columns = columns(group, &shapes, open, &places(&select));
-            let outcome =
-                caught(memory.run(|| attempt_evaluation(|| job.rows_of_shape(open, &columns))))?;
-            turn.outcomes.insert(number, outcome);
+            let limit = self.moves;
+            let outcome = caught(
+                memory.run(|| attempt_evaluation(|| job.rows_of_shape(open, &columns, limit))),
+            )?;
+            match outcome {
+                Some(outcome) => drop(turn.outcomes.insert(number, outcome)),
+                None => turn.skipped.push(number),
+            }
             turn.flipped.push(number);
             return Ok(Vec::new());
         }
@@ -272,6 +266,12 @@ impl Pass<'_> {
         turn: &mut Turn,
     ) -> Result<()> {
         let mut told: HashSet<i32> = HashSet::new();
+        let position = whole.commit.position;
+        for node in &turn.skipped {
+            let ids = nodes.get(*node).shapes.clone();
+            told.extend(&ids);
+            self.skip(ids, position);
+        }
         let mut outcomes: Vec<(usize, Outcome)> = turn.outcomes.drain().collect();
         outcomes.sort_unstable_by_key(|(node, _)| *node);
         for (node, outcome) in outcomes {
@@ -399,7 +399,7 @@ fn columns(group: &Group, shapes: &[Shape], open: &Open, read: &[usize]) -> Vec<
 }
 
 impl Job<'_> {
-    fn conditions(&self) -> (Condition, Condition) {
+    pub(super) fn conditions(&self) -> (Condition, Condition) {
         let relid = self.select.relid;
         let before = self
             .nodes
@@ -409,7 +409,7 @@ impl Job<'_> {
     }
 
     /// The query for the rows as they are now that the changes may have moved, of which it reads these columns.
-    fn query(&self, open: &Open, columns: &[usize]) -> String {
+    pub(super) fn query(&self, open: &Open, columns: &[usize]) -> String {
         let node = self.nodes.get(self.node);
         let changes: Vec<Option<&Change>> = node
             .children
@@ -421,7 +421,7 @@ impl Job<'_> {
     }
 
     /// What later transactions did to the table, in order.
-    fn since(&self) -> impl Iterator<Item = &Effect> {
+    pub(super) fn since(&self) -> impl Iterator<Item = &Effect> {
         let entries = self
             .later
             .iter()
@@ -472,80 +472,5 @@ impl Job<'_> {
             effect.before.iter().for_each(|row| weigh(row, 1));
         }
         Ok(delta)
-    }
-
-    /// What became of the rows of a shape that has another clause now. Those that the transaction touched are judged by
-    /// their old image under the old clause, and by the new one under the new clause; of the others, which are what they
-    /// were, those are moved that only one of the clauses lets in.
-    fn rows_of_shape(&self, open: &mut Open, columns: &[usize]) -> Result<Outcome> {
-        let (mut old, mut new) = self.conditions();
-        let mut outcome = Outcome::default();
-        let mut known: HashSet<Key> = HashSet::new();
-        for (number, effect) in self.effects.iter().enumerate() {
-            let was_in = effect.before.as_ref().is_some_and(|row| old.matches(row));
-            let is_in = effect.after.as_ref().is_some_and(|row| new.matches(row));
-            if was_in || is_in {
-                outcome.sides.push(Side {
-                    effect: number,
-                    was_in,
-                    is_in,
-                });
-            }
-            known.insert(effect.key.clone());
-        }
-        let query = self.query(open, columns);
-        let table = &mut open.table;
-        let mut judge = |key: Key, row: &Row, kept: &mut dyn FnMut(&Row) -> Row| {
-            let (was_in, came) = (old.matches(row), new.matches(row));
-            if was_in != came {
-                outcome.moved.push(Moved {
-                    key,
-                    row: kept(row),
-                    came,
-                });
-            }
-        };
-        for effect in self.since() {
-            if known.insert(effect.key.clone())
-                && let Some(row) = &effect.before
-            {
-                judge(effect.key.clone(), row, &mut |row| table.keep(row));
-            }
-        }
-        rows::each(&query, &mut |row| {
-            let key = table.key_of(&row);
-            if !known.contains(&key) {
-                judge(key, &row, &mut |row| table.keep(row));
-            }
-        })?;
-        outcome.moved.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        Ok(outcome)
-    }
-}
-
-impl Outcome {
-    /// Adds what moved to the effects of the transaction, behind all that it touched; returns all sides.
-    fn put_in(self, effects: &mut Vec<Effect>, records: u64) -> Vec<Side> {
-        let mut sides = self.sides;
-        for (Moved { key, row, came }, number) in self.moved.into_iter().zip(0..) {
-            sides.push(Side {
-                effect: effects.len(),
-                was_in: !came,
-                is_in: came,
-            });
-            let (before, after) = if came {
-                (None, Some(row))
-            } else {
-                (Some(row), None)
-            };
-            effects.push(Effect {
-                op_position: 2 * records + number,
-                key,
-                before,
-                after,
-                other_key: None,
-            });
-        }
-        sides
     }
 }
