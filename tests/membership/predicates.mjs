@@ -1,18 +1,29 @@
-// Random where clauses with subqueries over random linked tables.
+// Random linked tables, and random where clauses with subqueries over them.
 
-export const tables = ['a', 'b', 'c', 'd', 'e']
 const links = ['k1', 'k2', 'k3']
 export const domain = 9
+/** Ids are below this; a row's other self has an id higher by as much. */
+export const ids = 31
 
-/** Tables whose columns k1, k2, k3 have values of one small domain, or null. */
-export const schema = tables.map((name) => `
-  create table ${name} (id int primary key, k1 int, k2 bigint, k3 text, v int not null, t text);
-  ${links.map((link) => `create index on ${name} (${link});`).join('')}`).join('')
+/** Three to five tables whose columns k1, k2, k3 have values of one small domain, or null: { tables, sql }. */
+export function randomSchema(random) {
+  const tables = ['a', 'b', 'c', 'd', 'e'].slice(0, 3 + random.below(3))
+  const create = (name) => {
+    const columns = [`id ${random.pick(['int', 'bigint'])} primary key`, 'k1 int', 'k2 bigint', `k3 ${random.pick(['text', 'varchar(9)'])}`]
+    const parts = random.chance(0.25) ? 2 : 0
+    return [
+      `create table ${name} (${columns}, v int not null, t text) ${parts ? 'partition by hash (id)' : ''};`,
+      ...Array.from({ length: parts }, (_, i) => `create table ${name}_${i} partition of ${name} for values with (modulus ${parts}, remainder ${i});`),
+      ...links.filter(() => random.chance(0.8)).map((link) => `create index on ${name} (${link});`),
+    ].join('')
+  }
+  return { tables, sql: tables.map(create).join('') }
+}
 
 /** Clauses by a generator of `random.mjs`. */
 export class Clauses {
-  constructor(random) {
-    this.random = random
+  constructor(random, tables) {
+    Object.assign(this, { random, tables })
     this.count = 0
   }
 
@@ -70,9 +81,9 @@ export class Clauses {
   }
 
   membership(outer, depth) {
-    const inner = this.fresh(this.pick(tables))
+    const inner = this.fresh(this.pick(this.tables))
     const [mine, its] = this.comparable()
-    const n = this.random.below(12)
+    const n = this.random.below(14)
     const from = this.from(inner, depth)
     const select = `select ${inner.name}.${its} ${from}`
     const row = `${outer.name}.${mine}`
@@ -86,18 +97,30 @@ export class Clauses {
       return `(${row}, ${outer.name}.${other}) ${this.pick(['', 'not '])}in (select ${inner.name}.${its}, ${inner.name}.${its2} ${from})`
     }
     if (n < 10) {
-      const second = this.fresh(this.pick(tables))
+      const second = this.fresh(this.pick(this.tables))
       return `${row} in (${select} union select ${second.name}.${its} ${this.from(second, 0)})`
     }
     if (n < 11) return `${this.pick(['', 'not '])}exists (select 1 ${from})`
-    return `${outer.name}.v ${this.pick(['<', '>', '='])} (select ${inner.name}.v from ${inner.table} ${inner.name} where ${inner.name}.id = ${this.random.below(31)})`
+    if (n < 13) return this.scalar(outer, inner)
+    return `${outer.name}.v ${this.pick(['<', '>', '='])} (select ${inner.name}.v from ${inner.table} ${inner.name} where ${inner.name}.id = ${this.random.below(ids)})`
+  }
+
+  /** A condition on the one row that a value of the row outside names. */
+  scalar(outer, inner) {
+    const [mine, more] = [this.pick(['k1', 'k2', 'id']), this.chance(0.3) ? ` and ${this.local(inner)}` : '']
+    const value = `(select ${inner.name}.v from ${inner.table} ${inner.name} where ${inner.name}.id = ${outer.name}.${mine}${more})`
+    const other = this.pick([`${outer.name}.v`, String(this.random.below(101))])
+    return this.pick([
+      `${value} ${this.pick(['<', '>=', '=', '<>'])} ${other}`, `${other} < ${value}`, `${value} is ${this.pick(['', 'not '])}null`,
+      `coalesce(${value}, 50) < ${other}`, `${value} in (${this.random.below(101)}, ${this.random.below(101)}, null)`,
+    ])
   }
 
   /** `from … where …` of an inner select, perhaps joined with another table. */
   from(inner, depth) {
     const condition = (scope) => (this.chance(0.6) ? this.local(scope) : this.condition(scope, depth))
     if (!this.chance(0.3)) return `from ${inner.table} ${inner.name} where ${condition(inner)}`
-    const joined = this.fresh(this.pick(tables))
+    const joined = this.fresh(this.pick(this.tables))
     const [mine, its] = this.comparable()
     return `from ${inner.table} ${inner.name} join ${joined.table} ${joined.name} on ${inner.name}.${mine} = ${joined.name}.${its} ` +
       `where ${condition(inner)} and ${condition(joined)}`
