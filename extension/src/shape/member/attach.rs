@@ -144,8 +144,8 @@ impl Joining<'_> {
     }
 }
 
-/// So many shapes are attached together: their trees are kept until all have their sets.
-pub const TOGETHER: usize = 256;
+/// So many shapes are attached together: their trees and what is counted for their sets are kept until all have them.
+pub const TOGETHER: usize = 100;
 
 /// Nodes that were not there before, while what they are needed for may still fail.
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! The set of values that an inner select gives. Pure.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
 use crate::pg::expr::Value;
 
@@ -10,16 +10,25 @@ pub struct Set {
     counts: Box<[(Value, i64)]>,
 }
 
-/// How much more often each value is given.
+/// How much more often values are given; a value may be named more than once.
 #[derive(Debug, Default)]
-pub struct Delta(HashMap<Value, i64>);
+pub struct Delta(Vec<(Value, i64)>);
 
 impl Delta {
     /// So many rows more give a value.
     pub fn add(&mut self, value: Value, rows: i64) {
-        if rows != 0 {
-            *self.0.entry(value).or_default() += rows;
-        }
+        self.0.push((value, rows));
+    }
+
+    /// Each value once, in order.
+    fn sums(mut self) -> Vec<(Value, i64)> {
+        self.0.sort_unstable();
+        self.0.dedup_by(|(value, rows), (kept, sum)| {
+            let same = value == kept;
+            *sum += if same { *rows } else { 0 };
+            same
+        });
+        self.0
     }
 }
 
@@ -53,27 +62,23 @@ impl Set {
     /// Takes a change of the rows in; returns the values that came or went, in order.
     pub fn apply(&mut self, delta: Delta) -> Vec<Value> {
         let mut changed = Vec::new();
-        let mut delta: BTreeMap<Value, i64> = delta.0.into_iter().collect();
-        if delta.is_empty() {
-            return changed;
-        }
-        let mut counts = Vec::with_capacity(self.counts.len() + delta.len());
-        for (value, before) in std::mem::take(&mut self.counts) {
-            let after = before + delta.remove(&value).unwrap_or_default();
+        let mut counts = Vec::with_capacity(self.counts.len() + delta.0.len());
+        let mut old = std::mem::take(&mut self.counts).into_iter().peekable();
+        for (value, rows) in delta.sums() {
+            while let Some(less) = old.next_if(|(other, _)| *other < value) {
+                counts.push(less);
+            }
+            let before = old.next_if(|(other, _)| *other == value);
+            let before = before.map_or(0, |(_, before)| before);
+            let after = before + rows;
             if (before > 0) != (after > 0) {
                 changed.push(value.clone());
             }
-            counts.push((value, after));
-        }
-        for (value, rows) in delta {
-            if rows > 0 {
-                changed.push(value.clone());
+            if after != 0 {
+                counts.push((value, after));
             }
-            counts.push((value, rows));
         }
-        counts.retain(|(_, rows)| *rows != 0);
-        counts.sort_unstable();
-        changed.sort_unstable();
+        counts.extend(old);
         self.counts = counts.into();
         changed
     }
