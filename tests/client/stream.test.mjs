@@ -18,6 +18,8 @@ async function tableOf(count) {
   return table
 }
 
+const head = async () => BigInt((await site.client.query('select head::text from shapefeed._head()')).rows[0].head)
+
 /** A stream, the batches that its subscriber got, and its errors. */
 function streaming(table, options = {}) {
   const abort = new AbortController()
@@ -110,16 +112,20 @@ for (const liveSse of [false, true]) {
 
   test(`offset=now skips what was, changes_only starts empty, replica=full brings whole rows, ${how}`, async () => {
     const table = await tableOf(5)
+    // There is something between the snapshot that the shape has by now and the end of its log.
+    await site.api.start({ table })
+    await site.api.start({ table, replica: 'full' })
+    await site.sql(`update ${table} set v = 'old' where id = 4`)
     const late = streaming(table, { liveSse, offset: 'now' })
     const only = streaming(table, { liveSse, log: 'changes_only' })
     const full = streaming(table, { liveSse, params: { replica: 'full' } })
     const shape = new Shape(only.stream)
     await waitFor(() => [late, only, full].every(({ stream }) => stream.isUpToDate))
-    assert.deepEqual([late.changes().length, only.changes().length, full.changes().length, shape.currentRows], [0, 0, 5, []])
+    assert.deepEqual([late.changes().length, only.changes().length, full.changes().length, shape.currentRows], [0, 0, 6, []])
     await site.sql(`update ${table} set v = 'new' where id = 2; insert into ${table} values (6, 'w'); delete from ${table} where id = 1; update ${table} set v = 'x' where id = 6`)
-    await waitFor(() => late.changes().length === 4 && only.changes().length === 4 && full.changes().length === 9)
+    await waitFor(() => late.changes().length === 4 && only.changes().length === 4 && full.changes().length === 10)
     assert.deepEqual(late.changes()[0].value, { id: 2, v: 'new' })
-    const [update] = full.changes().slice(5)
+    const [update] = full.changes().slice(6)
     assert.deepEqual([update.value, update.old_value], [{ id: 2, v: 'new', big: 9007199254740995n }, { v: 'v2' }])
     assert.deepEqual(shape.currentRows.map(({ id, v }) => [id, v]), [[6, 'x']], 'what it has not seen inserted it does not show')
   })
@@ -164,13 +170,24 @@ for (const liveSse of [false, true]) {
 
   test(`subsets beside a stream lose and repeat nothing, ${how}`, async () => {
     const table = await tableOf(30)
-    const { stream, changes, controls } = streaming(table, { liveSse, log: 'changes_only', offset: 'now' })
+    // While the client is about to ask for row 20, which stops its stream, a row that it has changes.
+    const fetchClient = async (url, options) => {
+      if (String(url).includes('id+%3D+20')) {
+        const before = await head()
+        await site.sql(`update ${table} set v = 'meanwhile' where id = 1`)
+        await waitFor(async () => await head() > before)
+      }
+      return fetch(url, options)
+    }
+    const { stream, changes, controls } = streaming(table, { liveSse, log: 'changes_only', offset: 'now', fetchClient })
     const shape = new Shape(stream)
     const { data } = await stream.requestSnapshot({ where: 'id <= 3', orderBy: 'id', limit: 10 })
     assert.equal(data.length, 3)
     await waitFor(() => shape.currentRows.length === 3)
     const big = await stream.requestSnapshot({ where: 'big = $1', params: { 1: '9007199254741000' } })
     assert.deepEqual(big.data.map(({ value }) => value.id), [7])
+    await stream.requestSnapshot({ where: 'id = 20' })
+    await waitFor(() => shape.currentRows.find(({ id }) => id === 1).v === 'meanwhile')
     // One that is open while the subset is read, and one that ends between.
     const writer = await site.database.connect()
     await writer.query(`begin; update ${table} set v = 'open' where id = 8`)
@@ -193,7 +210,7 @@ for (const liveSse of [false, true]) {
 test('a batch of events that is cut off comes once', async () => {
   const table = await tableOf(1)
   let cut = 0
-  // The first streams that bring the change break after a few kB, as when a network goes away.
+  // The first streams that bring the change break after some chunks, as when a network goes away.
   const fetchClient = async (url, options) => {
     const response = await fetch(url, options)
     if (!String(url).includes('live=true') || cut >= 2) return response
@@ -204,8 +221,8 @@ test('a batch of events that is cut off comes once', async () => {
         const { done, value } = await reader.read()
         if (done) return controller.close()
         bytes += value.length
-        if (bytes < 3000) return controller.enqueue(value)
-        controller.enqueue(value.subarray(0, 2000))
+        if (bytes < 15_000) return controller.enqueue(value)
+        controller.enqueue(value.subarray(0, Math.max(0, value.length - 300)))
         cut++
         await reader.cancel()
         controller.error(new TypeError('network error'))
