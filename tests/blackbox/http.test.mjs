@@ -196,6 +196,9 @@ test('a plain role sees what it may select, and learns nothing of the rest', asy
 
   // Rights that are taken away end what is served, live requests included.
   const follower = await api.follow({ table: 'items' })
+  const nosy = await api.get({ table: 'items', handle: follower.handle, offset: follower.offset, live: 'true', wake: 'others' })
+  assert.equal(nosy.status, 400)
+  assert.match(nosy.json.errors.wake[0], /permission denied/)
   await site.sql('revoke select on items from plain;')
   await site.sql("update items set title = 'hush' where id = 1;")
   await waitFor(async () => {
