@@ -179,6 +179,7 @@ test('ADD COLUMN: those who wait for all columns are told soon, also a stream; t
 })
 
 test('clients that start while the shape ends again and again all get there', async () => {
+  await site.sql("truncate items; insert into items values (1, 'x')")
   let stop = false
   const ending = (async () => {
     while (!stop) await site.sql("begin; truncate items; insert into items values (1, 'x'); commit")
