@@ -24,7 +24,7 @@ declare
 begin
   for f in select p.oid from pg_catalog.pg_proc p
            where p.pronamespace = 'shapefeed'::regnamespace
-             and p.proname in ('_define', '_head', '_pin', '_batch', '_place', '_snapshot', '_subset', '_log', '_attach', '_detach',
+             and p.proname in ('_define', '_head', '_pin', '_batch', '_place', '_snapshot', '_subset', '_log', '_attach', '_attach_at', '_detach',
                                '_feed', '_rotate', '_rotate_table')
   loop
     execute pg_catalog.format('grant execute on routine %s to %s', f, "role");

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::behind::{Behind, ToRead};
 use crate::compression::Compression;
 use crate::config::Config;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
@@ -60,6 +61,8 @@ pub struct App {
     // What many requests want at the same time is asked once.
     defined: Flights<ShapeParams, Arc<Definition>>,
     resting: AtomicI64,
+    newest_head: AtomicI64,
+    behind: Behind,
     catch_ups: Flights<(u64, i64, Place), LogChunk>,
     places: Flights<(u64, i64, i64), Placed>,
     newest: Flights<u64, Batch>,
@@ -69,14 +72,18 @@ pub struct App {
 }
 
 impl App {
-    /// A sidecar that has not connected yet, and where its feed learns of shapes.
-    pub fn new(config: Config) -> Result<(Arc<Self>, ToAttach), Box<dyn std::error::Error>> {
+    /// A sidecar that has not connected yet, where its feed learns of shapes, and what is wanted of requests' past.
+    pub fn new(
+        config: Config,
+    ) -> Result<(Arc<Self>, ToAttach, ToRead), Box<dyn std::error::Error>> {
         let db = Db::new(&config)?;
         let metrics = Metrics::new();
         let snapshots = Snapshots::new(db.clone(), &config, metrics.clone());
         let (live, to_attach) = LiveShapes::new(config.tail_max_bytes);
+        let (behind, to_read) = Behind::new();
         let app = App {
             db,
+            behind,
             snapshots,
             live,
             touches: Touches::default(),
@@ -90,6 +97,7 @@ impl App {
             shutdown: CancellationToken::new(),
             defined: Flights::default(),
             resting: AtomicI64::new(0),
+            newest_head: AtomicI64::new(0),
             catch_ups: Flights::default(),
             places: Flights::default(),
             newest: Flights::default(),
@@ -97,7 +105,7 @@ impl App {
             heads: Flights::default(),
             tracks: Flights::default(),
         };
-        Ok((Arc::new(app), to_attach))
+        Ok((Arc::new(app), to_attach, to_read))
     }
 
     /// The definition as of now, of a table that is tracked.
@@ -285,7 +293,17 @@ impl App {
         if let Some(resting) = head.resting {
             self.resting.fetch_max(resting, Ordering::Relaxed);
         }
+        if let Some(newest) = head.head {
+            self.newest_head.fetch_max(newest, Ordering::Relaxed);
+        }
         Ok(head)
+    }
+
+    /// Where the log ends as of now; asked once for all who ask at the same time.
+    async fn head(&self) -> Result<Head, Error> {
+        let db = self.db.clone();
+        let head = || async move { db.head().await };
+        self.heads.run_later((), head).await
     }
 
     /// The newest pin that a client of this shape can go over to which has seen everything up to `seen`: the one that
@@ -307,10 +325,54 @@ impl App {
         pin: i64,
         from: Place,
     ) -> Result<LogChunk, Error> {
+        // By what was known a moment ago: those who are near read by themselves anyway.
+        let known = self.newest_head.load(Ordering::Relaxed);
+        if self.is_behind(definition, from, known)
+            && let Some(chunk) = self.read_behind(definition, pin, from).await?
+        {
+            return Ok(chunk);
+        }
         let (app, definition) = (self.clone(), definition.clone());
         let key = (definition.hash, pin, from);
         let read = || async move { app.read_log_now(&definition, pin, from).await };
         self.catch_ups.run_later(key, read).await
+    }
+
+    /// Whether the log from a place on is read together with others'.
+    fn is_behind(&self, definition: &Definition, from: Place, head: i64) -> bool {
+        let distance = head.saturating_sub(from.position());
+        definition.inner.is_empty() && distance >= self.config.shared_read_behind
+    }
+
+    /// Reads the log together with others who are behind; `None` when that cannot be done.
+    async fn read_behind(
+        &self,
+        definition: &Arc<Definition>,
+        pin: i64,
+        from: Place,
+    ) -> Result<Option<LogChunk>, Error> {
+        let check = self.check(definition, pin, from.position());
+        let (head, ()) = tokio::try_join!(self.head(), check)?;
+        let end = head.head.ok_or_else(nothing_sequenced)?;
+        let mut chunk = self.behind.read(definition, from, end).await;
+        if let Some(chunk) = &mut chunk {
+            self.log_was_read(definition, (pin, from), head, chunk);
+        }
+        Ok(chunk)
+    }
+
+    fn log_was_read(
+        &self,
+        definition: &Definition,
+        (pin, from): (i64, Place),
+        head: Head,
+        chunk: &mut LogChunk,
+    ) {
+        chunk.resting = head.resting;
+        if from == Place::after(pin) {
+            let bytes = chunk.messages.len() as u64;
+            self.pins.saw_log(definition.hash, pin, bytes);
+        }
     }
 
     async fn read_log_now(
@@ -326,11 +388,7 @@ impl App {
             .db
             .log(definition, from, end, self.config.chunk_bytes)
             .await?;
-        chunk.resting = head.resting;
-        if from == Place::after(pin) {
-            self.pins
-                .saw_log(definition.hash, pin, chunk.messages.len() as u64);
-        }
+        self.log_was_read(definition, (pin, from), head, &mut chunk);
         Ok(chunk)
     }
 }

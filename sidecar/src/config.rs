@@ -113,6 +113,10 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_TAIL_MAX_BYTES", default_value_t = 64 << 20)]
     pub tail_max_bytes: usize,
 
+    /// Transactions that a request is behind from which on it shares one pass over the log with others that are.
+    #[arg(long, env = "SHAPEFEED_SHARED_READ_BEHIND", default_value_t = 10_000)]
+    pub shared_read_behind: i64,
+
     /// Compress answers for clients that accept it.
     #[arg(
         long,

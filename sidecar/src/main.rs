@@ -8,6 +8,7 @@ mod admission;
 mod aliases;
 mod answer;
 mod app;
+mod behind;
 mod body;
 mod caching;
 mod certificate;
@@ -72,8 +73,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::create_dir_all(dir)?;
     }
     let certificate = certificate(&config)?;
-    let (app, to_attach) = App::new(config)?;
+    let (app, to_attach, to_read) = App::new(config)?;
     tokio::spawn(Feed::new(app.clone(), to_attach).run());
+    tokio::spawn(behind::run(app.clone(), to_read));
     tokio::spawn(sequencer::run(app.clone()));
     tokio::spawn(sweep(app.clone()));
     tokio::spawn(follow_resting(app.clone()));

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub feed_connected: Gauge,
     /// Times that the feed was lost.
     pub reconnects: Counter,
+    /// Passes over the log for requests that are far behind.
+    pub shared_passes: Counter,
     /// Operations that the feed reported.
     pub operations: Counter,
     /// Transactions that moved too many rows of a shape for the feed.
@@ -107,6 +109,7 @@ impl Metrics {
             attached_shapes: Gauge::default(),
             feed_connected: Gauge::default(),
             reconnects: Counter::default(),
+            shared_passes: Counter::default(),
             operations: Counter::default(),
             skipped: Counter::default(),
             feed_seconds: seconds(),
@@ -174,6 +177,11 @@ impl Metrics {
             "reconnects",
             "Times that the feed was lost",
             self.reconnects.clone(),
+        );
+        it.register(
+            "shared_passes",
+            "Passes over the log for requests that are far behind",
+            self.shared_passes.clone(),
         );
         it.register(
             "operations",

@@ -9,6 +9,12 @@ create function shapefeed._attach(ids int4[], definitions jsonb[]) returns int8
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', '_attach_wrapper';
 
+-- Has the feed tell of these shapes alone, as far back as the log reaches: for those who are behind. Arguments as above;
+--   position  after which it tells of them; what ended up to there was over before
+create function shapefeed._attach_at(ids int4[], definitions jsonb[], "position" int8) returns int8
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', '_attach_at_wrapper';
+
 -- Has the feed tell of shapes no more.
 create function shapefeed._detach(ids int4[]) returns void
 language c volatile strict parallel unsafe

@@ -14,27 +14,34 @@ const table = `create table items (id int primary key, company_id int, n int, ti
 const rows = (count, companies) => `insert into items
   select i, i % ${companies}, -1, 'Title of item number ' || i from generate_series(0, ${count - 1}) i;`
 
+const transactions = 300_000
+const companies = 1000
+const shapeOf = (k) => ({ table: 'items', where: `company_id = ${k}` })
+
 /** 5,000 clients of one shape are away while 300,000 transactions pass, ten minutes at 500 a second; others stay and are looked at. */
-export async function comeBack(site) {
-  const [count, transactions, companies] = [5000, 300_000, 1000]
-  const [perSecond, staying] = [50, 20]
+export const comeBack = (site) => awayAndBack(site, 'clients', [shapeOf(7)])
+
+/** The same of 500 shapes with ten clients each. */
+export const comeBackToMany = (site) => awayAndBack(site, 'clients of 500 shapes', Array.from({ length: 500 }, (_, k) => shapeOf(k)))
+
+async function awayAndBack(site, who, shapes) {
+  const [count, perSecond, staying] = [5000, 50, 20]
   await site.database.psql(`${table} ${rows(10 * companies, companies)}`)
-  await site.clients.call('open', site.sidecar.url, count, [{ table: 'items', where: 'company_id = 7' }])
+  await site.clients.call('open', site.sidecar.url, count, shapes)
   await site.clients.call('toTheEnd')
   await pass(site, transactions, 10 * companies)
 
   const [stayers, writer] = [startLoad('clients'), startLoad('writer')]
-  await stayers.call('open', site.sidecar.url, staying, [{ table: 'items', where: `company_id = ${companies - 1}` }])
+  await stayers.call('open', site.sidecar.url, staying, [shapeOf(companies - 1)])
   await stayers.call('goLive')
-  const statement = [`update items set n = $1::int where id = ${companies - 1}`]
+  const write = (first, count) => writer.call('write', site.database.url, [`update items set n = $1::int where id = ${companies - 1}`], { perSecond, count, first })
   /** Latencies of those that stay while writes go on for as long as `until` takes. */
   const latencies = async (first, until) => {
-    const writing = { perSecond, count: 3 * perSecond, first }
     const acknowledged = []
     let over = false
     const done = until().finally(() => { over = true })
     do {
-      acknowledged.push(...await writer.call('write', site.database.url, statement, { ...writing, first: first + acknowledged.length }))
+      acknowledged.push(...await write(first + acknowledged.length, 3 * perSecond))
     } while (!over)
     const came = []
     await waitFor(async () => {
@@ -48,11 +55,11 @@ export async function comeBack(site) {
   const started = serverCpuMs(site)
   const during = await latencies(1_000_000, () => site.clients.call('returnAtOnce'))
   const { ms, operations, different } = during.result
-  check(suite, `${count} clients that come back: operations of each`, operations.join(), `${transactions / companies}`)
-  check(suite, `${count} clients that come back: those with others than the rest`, different, 0)
-  figure({ suite, name: `${count} clients back after ${transactions} transactions, the last`, value: ms / 1000, unit: ' s', at: '<=', target: 20, absolute: true,
+  check(suite, `${count} ${who} that come back: operations of each`, operations.join(), `${transactions / companies}`)
+  check(suite, `${count} ${who} that come back: those with others than the rest of their shape`, different, 0)
+  figure({ suite, name: `${count} ${who} back after ${transactions} transactions, the last`, value: ms / 1000, unit: ' s', at: '<=', target: 20, absolute: true,
     note: `server CPU ${(serverCpuMs(site) - started).toFixed(0)} ms, with that of ${during.writes} writes meanwhile` })
-  figure({ suite, name: 'p99 of those that stay meanwhile, of before', value: during.p99 / before.p99, at: '<=', target: 3, absolute: true,
+  figure({ suite, name: `${who} come back: p99 of those that stay meanwhile, of before`, value: during.p99 / before.p99, at: '<=', target: 3, absolute: true,
     note: `${before.p99.toFixed(1)} -> ${during.p99.toFixed(1)} ms` })
   await stayers.stop()
   await writer.stop()

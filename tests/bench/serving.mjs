@@ -1,6 +1,6 @@
 // Many clients and many shapes on one sidecar: what a delivery costs, and how long the last one waits.
 import { startSidecar, waitFor } from '../lib/index.mjs'
-import { asOf, comeBack } from './behind.mjs'
+import { asOf, comeBack, comeBackToMany } from './behind.mjs'
 import { benchDatabase } from './lib/cluster.mjs'
 import { nowMs, startLoad } from './lib/load.mjs'
 import { clusterCpu, cpuMs, memoryKiB } from './lib/processes.mjs'
@@ -10,7 +10,7 @@ import { median, quantile } from './lib/statistics.mjs'
 const suite = 'serving'
 
 /** Each with a database, a sidecar and clients of its own. */
-const parts = { stampede, 'one shape': oneShape, idle, 'many shapes': manyShapes, 'wide transaction': wideTransaction, 'come back': comeBack, 'as of': asOf }
+const parts = { stampede, 'one shape': oneShape, idle, 'many shapes': manyShapes, 'wide transaction': wideTransaction, 'come back': comeBack, 'come back to many': comeBackToMany, 'as of': asOf }
 
 /** No live request ends by itself while something is measured, and none is put off: there are more than usually may be. */
 const settings = { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '300000', SHAPEFEED_MAX_CONCURRENT_INITIAL: '5000', SHAPEFEED_MAX_CONCURRENT_EXISTING: '20000' }

@@ -44,9 +44,14 @@ fn take() -> Result<Option<Attached>> {
     }
 }
 
-/// Attaches shapes; returns the position after which the feed tells of all that are attached.
-fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
+/// Attaches shapes; returns the position after which the feed tells of all that are attached. `at`: these alone, from a
+/// position on that is long past.
+fn attach(ids: Vec<i32>, definitions: Vec<Definition>, at: Option<i64>) -> Result<i64> {
     reading::may_read()?;
+    if at.is_some() && definitions.iter().any(|shape| !shape.inner.is_empty()) {
+        let message = "a shape with subqueries cannot be attached at a position".into();
+        return Err(Error::Unsupported(message, "Read its log by itself."));
+    }
     invalidation::watch();
     // What is likely to fail, a wait for a table that somebody has locked, comes while the feed is whole.
     for definition in &definitions {
@@ -62,8 +67,9 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
         .ok_or_else(|| Error::TryAgain("nothing has been sequenced yet".into()))?
         .position;
     // One without shapes is as old as the last of them: what has been written since concerns nobody.
-    let used = take()?.filter(|attached| !attached.is_empty());
-    let mut attached = used.unwrap_or_else(|| Attached::new(head));
+    let used = take()?.filter(|attached| !attached.is_empty() && at.is_none());
+    let begin = at.unwrap_or(head);
+    let mut attached = used.unwrap_or_else(|| Attached::new(begin));
     place::require(&log, attached.position)?;
     let mut later = Later::than(&log, attached.position);
     let mut resolver = Resolver::default();
@@ -71,12 +77,12 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
     let (plain, mut members): (Vec<_>, Vec<_>) =
         all.partition(|(_, definition)| definition.inner.is_empty());
     for (id, definition) in plain {
-        attached.add(id, definition, head, &mut resolver);
+        attached.add(id, definition, begin, &mut resolver);
     }
     members.sort_by_key(|(_, definition)| &definition.role);
     for of_role in members.chunk_by(|(_, a), (_, b)| a.role == b.role) {
         for some in of_role.chunks(TOGETHER) {
-            attached.add_members(some, head, &mut resolver, &mut later);
+            attached.add_members(some, begin, &mut resolver, &mut later);
         }
     }
     let position = attached.position;
@@ -87,16 +93,26 @@ fn attach(ids: Vec<i32>, definitions: Vec<Definition>) -> Result<i64> {
 /// `shapefeed._attach`: has the feed tell of these shapes, too.
 #[pg_extern(sql = false)]
 fn _attach(ids: Vec<i32>, definitions: AnyArray) -> i64 {
+    attach_all(ids, definitions, None).or_raise()
+}
+
+/// `shapefeed._attach_at`: has the feed tell of these shapes alone, after a position.
+#[pg_extern(sql = false)]
+fn _attach_at(ids: Vec<i32>, definitions: AnyArray, position: i64) -> i64 {
+    attach_all(ids, definitions, Some(position)).or_raise()
+}
+
+fn attach_all(ids: Vec<i32>, definitions: AnyArray, at: Option<i64>) -> Result<i64> {
     let definitions = texts_of_jsonb(definitions)
         .into_iter()
         .map(|text| Definition::from_text(&text))
-        .collect::<Result<Vec<_>>>()
-        .or_raise();
+        .collect::<Result<Vec<_>>>()?;
     if ids.len() != definitions.len() {
         let message = "an id for each definition is expected, and no null".into();
-        Error::Sql(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, "").raise();
+        let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+        return Err(Error::Sql(code, message, ""));
     }
-    attach(ids, definitions).or_raise()
+    attach(ids, definitions, at)
 }
 
 /// `shapefeed._detach`: has the feed tell of these shapes no more.

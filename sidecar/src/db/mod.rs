@@ -15,8 +15,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use asking::Asking;
 pub use queries::{Batch, Head, LogChunk, Placed, read_head};
 pub use session::{
-    FeedRow, attach, detach, feed, prepare_feed, prepare_wait, refuse_pooler, retain, sequence,
-    wait,
+    FeedRow, attach, attach_at, detach, feed, prepare_feed, prepare_wait, refuse_pooler, retain,
+    sequence, wait,
 };
 
 use crate::config::Config;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use serde_json::value::RawValue;
+use tokio_postgres::types::Json as AsJson;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::definition;
@@ -127,10 +129,26 @@ pub async fn retain(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute("call shapefeed.retain()").await
 }
 
+/// Attaches these shapes alone to this session's feed, which reports what came after `position`.
+pub async fn attach_at(
+    client: &Client,
+    shapes: &[(i32, &Definition)],
+    position: i64,
+) -> Result<(), Error> {
+    let (ids, definitions) = split(shapes);
+    let sql = "select shapefeed._attach_at($1, $2, $3)";
+    client.query(sql, &[&ids, &definitions, &position]).await?;
+    Ok(())
+}
+
+fn split<'a>(shapes: &[(i32, &'a Definition)]) -> (Vec<i32>, Vec<AsJson<&'a RawValue>>) {
+    let pairs = shapes.iter().map(|(id, shape)| (*id, definition(shape)));
+    pairs.unzip()
+}
+
 /// Attaches shapes to this session's feed and returns the position after which it reports them.
 pub async fn attach(client: &Client, shapes: &[(i32, &Definition)]) -> Result<i64, Error> {
-    let ids: Vec<i32> = shapes.iter().map(|(id, _)| *id).collect();
-    let definitions: Vec<_> = shapes.iter().map(|(_, shape)| definition(shape)).collect();
+    let (ids, definitions) = split(shapes);
     Ok(client
         .query_one("select shapefeed._attach($1, $2)", &[&ids, &definitions])
         .await?

@@ -107,12 +107,20 @@ drop table item;
 call settle();
 select ids, message, kind from shapefeed._feed(1000000) where kind not in ('touch', 'changed');
 
+-- From the pin on once more, for somebody who is behind.
+select shapefeed._attach_at('{7}', array[:'tags']::jsonb[], :pin) = :pin as attached;
+select ids, plain(message), kind from shapefeed._feed(1000000) where kind not in ('touch', 'changed');
+select shapefeed._attach_at('{8}', array[:'tags']::jsonb[], 1);
+select shapefeed._detach('{7}');
+
 -- For people.
 create table note (id int primary key, body text, secret text);
 call shapefeed.track('note');
 insert into note values (1, 'one', 's'), (2, 'two', 's');
 update note set body = 'zwei' where id = 2;
 call settle();
+select shapefeed._define('{public,note}', 'id in (select id from note)', null, null, 'default', 'full', null) as member \gset
+select shapefeed._attach_at('{8}', array[:'member']::jsonb[], :pin);
 select * from shapefeed.visible_rows('note');
 select * from shapefeed.visible_rows('note', 'body = $1', '{one}', '{id}');
 select operation, key, value, old_value from shapefeed.changes('note', replica => 'full');
