@@ -59,6 +59,9 @@ enum Phase {
     Failed(Error),
 }
 
+/// So many pins of a shape are known to be good at the same time.
+const MOST_PLACED: usize = 1000;
+
 /// What a shape has for a request.
 #[derive(Debug)]
 pub enum Seen {
@@ -122,6 +125,10 @@ impl LiveShape {
     pub fn set_placed(&self, pin: i64, attachment: u64) {
         let mut state = self.state();
         if state.attachment == attachment {
+            // Any position of the log makes a good pin, and anybody can invent some: those in use are found good again.
+            if state.placed.len() >= MOST_PLACED {
+                state.placed.clear();
+            }
             state.placed.insert(pin);
         }
     }
@@ -410,6 +417,21 @@ mod tests {
         assert!(matches!(seen(&guest, 20, 5, 21), Seen::Ended(21, _)));
         let next = live.join(&definition(1));
         assert_ne!(next.id, guest.id);
+    }
+
+    #[tokio::test]
+    async fn pins_that_are_known_are_bounded() {
+        let (live, mut to_attach) = LiveShapes::new(MAX);
+        let guest = live.join(&definition(1));
+        to_attach.try_recv().unwrap().set_attached(10, MAX);
+        let Seen::Unchecked(attachment) = seen(&guest, 10, 5, 10) else {
+            panic!("its pin was never checked");
+        };
+        for pin in 0..10 * MOST_PLACED as i64 {
+            guest.set_placed(pin, attachment);
+            assert!(matches!(seen(&guest, 10, pin, 10), Seen::Nothing(10)));
+        }
+        assert!(guest.state().placed.len() <= MOST_PLACED);
     }
 
     #[tokio::test]

@@ -241,6 +241,11 @@ test('H12 who may not drop or copy a database does not stop its sequencer', asyn
     assert.equal(await sqlstate(stranger.query(statement)), '42501', statement)
     assert.equal(await pid(), before, statement)
   }
+  // Nor does what its owner may say of a database that others are in.
+  for (const option of ['connection limit 50', 'is_template false', 'set work_mem = default', 'reset all']) {
+    await cluster.psql(`alter database ${database.name} ${option}`)
+    assert.equal(await pid(), before, option)
+  }
 })
 
 test('H12 databases can be dropped as soon as the server has started', async (t) => {
@@ -281,6 +286,21 @@ test('H12 a database that found no slot gets its sequencer when another one is d
   await first.drop()
   await waitFor(async () => await worker() === 'running', { what: 'a sequencer runs', timeoutMs: 20_000 })
   await waitFor(async () => await second.psql('select ready from shapefeed.tracked_tables') === 't', { what: 'what waited is sequenced' })
+})
+
+test('H12 a database without the extension keeps no slot from others, and gets one when it has it again', async (t) => {
+  const own = await startCluster({ conf: [...conf, 'shapefeed.max_databases=1'] })
+  t.after(() => own.stop())
+  const first = await trackedDatabase(own, pair, ['n'])
+  const second = await freshDatabase(own)
+  await second.psql(`${pair}; call shapefeed.track('n')`)
+  const running = (database, what) => waitFor(async () => await database.psql('select worker from shapefeed.status') === 'running',
+    { what, timeoutMs: 20_000 })
+  await first.query('drop extension shapefeed')
+  await running(second, 'the second has a sequencer')
+  await first.query('create extension shapefeed')
+  await second.psql('drop extension shapefeed')
+  await running(first, 'the first has one again')
 })
 
 test('H12 the launcher finds the databases at start, without a writer', async (t) => {

@@ -145,4 +145,20 @@ test('a row that is too large to be sent is refused, not a failure; the shape ca
     assert.equal(follower.rows.size, params.where ? 1 : 2)
   }
   await assert.rejects(client.query(`select * from shapefeed.visible_rows('unsendable')`), { code: '54000', hint: 'Leave its large columns out of the shape.' })
+
+  // A row that comes into shapes that are followed: the one ends, the other, which leaves the column out, goes on in the same session.
+  const feed = await site.database.connect()
+  const define = `select shapefeed._define('{public,unsendable}', 'n = 5', null, $1, 'default', 'full', null) as it`
+  for (const [id, columns] of [[1, null], [2, ['id', 'n']]]) {
+    const { rows: [{ it }] } = await feed.query(define, [columns])
+    await feed.query('select shapefeed._attach($1, $2::jsonb[])', [[id], [JSON.stringify(it)]])
+  }
+  await client.query('update unsendable set n = 5 where id = 1')
+  const told = []
+  await waitFor(async () => {
+    told.push(...(await feed.query('select kind, ids, message from shapefeed._feed(1000)')).rows)
+    return told.some(({ kind }) => kind === 'op')
+  }, { what: 'the feed tells of it' })
+  assert.deepEqual(told.filter(({ kind }) => kind === 'op').map(({ ids }) => ids), [[2]])
+  assert.deepEqual(told.filter(({ kind }) => kind === 'clause'), [{ kind: 'clause', ids: [1], message: 'evaluation failed with SQLSTATE 54000' }])
 })

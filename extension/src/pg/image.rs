@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
+use super::list::cells;
 use super::relation::{Lock, Relation};
 use crate::record::SKIPPED_HEADER_BYTES;
 
@@ -390,9 +391,7 @@ pub fn fetch(pointer: &Pointer) -> Option<Vec<u64>> {
     // SAFETY: a toast table's columns are (chunk_id oid, chunk_seq int4, chunk_data bytea), and its valid index has the
     // first two. SnapshotAny also sees what vacuum has not removed yet; a value id is not used twice while it is there.
     unsafe {
-        let indexes = pg_sys::RelationGetIndexList(toast.raw());
-        let index = (*(*indexes).elements).oid_value;
-        let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+        let index = valid_index(&toast)?;
         let mut key = pg_sys::ScanKeyData::default();
         let equal = pg_sys::BTEqualStrategyNumber as u16;
         let value_id = Datum::from(pointer.value_id as usize);
@@ -418,6 +417,22 @@ pub fn fetch(pointer: &Pointer) -> Option<Vec<u64>> {
         pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
     }
     (data.len() == pointer.stored_bytes).then(|| pointer.varlena(&data))
+}
+
+/// The index of a toast table that has all of it: beside it may lie one that REINDEX CONCURRENTLY builds or has left behind.
+unsafe fn valid_index(toast: &Relation) -> Option<pg_sys::Relation> {
+    let lock = pg_sys::AccessShareLock as i32;
+    // SAFETY: index_open() raises rather than returning null; an index has its row of pg_index while it is open.
+    unsafe {
+        for cell in cells(pg_sys::RelationGetIndexList(toast.raw())) {
+            let index = pg_sys::index_open(cell.oid_value, lock);
+            if (*(*index).rd_index).indisvalid {
+                return Some(index);
+            }
+            pg_sys::index_close(index, lock);
+        }
+    }
+    None
 }
 
 impl Pointer {

@@ -23,6 +23,8 @@ pub struct Slot {
     pub era_begun: AtomicBool,
     /// Somebody asks the launcher to start a sequencer.
     pub wanted: AtomicBool,
+    /// The extension is in its database no more.
+    left: AtomicBool,
     /// Until when no sequencer may be here, in microseconds since 1970: somebody drops or copies the database.
     pub paused_until_us: AtomicI64,
     worker_pid: AtomicU32,
@@ -150,8 +152,20 @@ impl Slot {
         self.database.load(Ordering::Acquire)
     }
 
-    /// Its database is gone: another one may have the slot.
+    /// The extension is in its database no more: unless somebody asks for a sequencer all the same, the launcher releases it.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+        wake_launcher();
+    }
+
+    /// Nobody needs it any more, though its database is there.
+    pub fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) && !self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Its database, or the extension there, is gone: another one may have the slot.
     pub fn release(&self) {
+        self.left.store(false, Ordering::Release);
         self.head.store(0, Ordering::Release);
         self.committing.store(0, Ordering::Release);
         self.era_begun.store(false, Ordering::Release);
@@ -198,6 +212,7 @@ impl Slot {
 
     /// Asks the launcher to start a sequencer here.
     pub fn want_worker(&self) {
+        self.left.store(false, Ordering::Release);
         self.wanted.store(true, Ordering::Release);
         wake_launcher();
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use pgrx::pg_guard;
 use pgrx::pg_sys;
 
+use super::list::cells;
 use super::{background, database, shmem, xact};
 use crate::sequence;
 
@@ -155,7 +156,9 @@ unsafe extern "C-unwind" fn concern_of(node: *mut pg_sys::Node) -> Concern {
             }
             T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
             T_CreatedbStmt => template_of(node.cast()),
-            T_AlterDatabaseStmt => (*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
+            T_AlterDatabaseStmt if moves(node.cast()) => {
+                (*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname
+            }
             T_RenameStmt
                 if (*node.cast::<pg_sys::RenameStmt>()).renameType
                     == pg_sys::ObjectType::OBJECT_DATABASE =>
@@ -175,18 +178,23 @@ unsafe extern "C-unwind" fn concern_of(node: *mut pg_sys::Node) -> Concern {
     }
 }
 
+/// SET TABLESPACE needs the database alone; its other options do not.
+unsafe fn moves(statement: *mut pg_sys::AlterDatabaseStmt) -> bool {
+    // SAFETY: the options are a list of DefElem.
+    unsafe {
+        let mut options = cells((*statement).options).iter();
+        options.any(|cell| {
+            let option = cell.ptr_value.cast::<pg_sys::DefElem>();
+            CStr::from_ptr((*option).defname) == c"tablespace"
+        })
+    }
+}
+
 unsafe fn template_of(statement: *mut pg_sys::CreatedbStmt) -> *mut c_char {
     // SAFETY: the options are a list of DefElem; defGetString() reads one.
     unsafe {
-        let options = (*statement).options;
-        for i in 0..if options.is_null() {
-            0
-        } else {
-            (*options).length
-        } {
-            let option = (*(*options).elements.add(i as usize))
-                .ptr_value
-                .cast::<pg_sys::DefElem>();
+        for cell in cells((*statement).options) {
+            let option = cell.ptr_value.cast::<pg_sys::DefElem>();
             if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
                 return pg_sys::defGetString(option);
             }

@@ -79,7 +79,8 @@ fn start_wanted(started_us: &mut HashMap<u32, i64>) -> Started {
     let databases = background::in_transaction(database::all);
     let exists = |oid| databases.iter().any(|database| database.oid == oid);
     for slot in shmem::slots().iter().filter(without) {
-        if !exists(slot.database()) {
+        if !exists(slot.database()) || slot.is_left() {
+            // Asked for just now? A database without a slot is visited.
             slot.release();
             outcome.released = true;
             continue;

@@ -59,11 +59,14 @@ pub fn run(database: u32) {
         return;
     }
     pgrx::log!("shapefeed: sequencer started");
-    match sequence_until_stopped(slot) {
-        Stop::NoExtension => slot.wanted.store(false, Ordering::Release),
-        Stop::Asked => {}
+    let stop = sequence_until_stopped(slot);
+    if let Stop::NoExtension = stop {
+        slot.wanted.store(false, Ordering::Release);
     }
     slot.unregister_worker();
+    if let Stop::NoExtension = stop {
+        slot.leave();
+    }
     pgrx::log!("shapefeed: sequencer stopped");
 }
 

@@ -126,6 +126,11 @@ impl Attached {
         self.places.insert(id, (relid, clause));
     }
 
+    /// The number of a shape's clause in its group.
+    pub(super) fn clause_of(&self, id: i32) -> Option<u32> {
+        self.places.get(&id).map(|(_, clause)| *clause)
+    }
+
     /// These shapes of a group that has been taken out, which all have one clause.
     pub(super) fn shapes_of(&self, group: &Group, ids: &[i32]) -> Vec<Shape> {
         let place = ids.iter().find_map(|id| self.places.get(id));

@@ -329,7 +329,7 @@ impl Pass<'_> {
                 around,
             )?;
         }
-        self.write(whole, &mut open, &mut gains.effects, messages)?;
+        self.write(whole, group, &mut open, &mut gains.effects, messages)?;
         open.table.scratch.reset();
         self.tables.insert(group.family.relid, open);
         Ok(())
@@ -471,54 +471,77 @@ impl Pass<'_> {
         }
     }
 
+    /// Writes messages, for shapes of a group that has been taken out. One that cannot be written, because it is too large,
+    /// say, ends the shapes that it is for, and no others.
     pub(super) fn write(
         &mut self,
         whole: &Whole<'_>,
+        group: &mut Group,
         open: &mut Open,
         effects: &mut [Effect],
         messages: Messages,
     ) -> Result<()> {
-        let at = At {
-            xid: whole.commit.xid,
-            position: whole.commit.position,
-        };
         let Messages { ids, changes } = messages;
-        for (
-            Message {
-                effect,
-                selection,
-                operation,
-                pair,
-                last,
-            },
-            ids,
-        ) in ids
-        {
-            let projection = &mut open.projections[selection];
-            let changed = changes
-                .get(&(effect, selection))
-                .map_or(&[][..], |changed| changed);
-            let effect = &mut effects[effect];
-            let job = Job {
-                operation,
-                changes: changed,
-                pair,
+        let mut write = |message: &Message| written(whole, open, effects, &changes, message);
+        let all = attempt_evaluation(|| ids.keys().map(&mut write).collect::<Result<Vec<_>>>());
+        let mut all = all.ok().transpose()?.map(Vec::into_iter);
+        for (message, ids) in ids {
+            let (n, text) = match all.as_mut().and_then(Iterator::next) {
+                Some(written) => written,
+                None => match attempt_evaluation(|| write(&message)) {
+                    Ok(written) => written?,
+                    Err(caught) => {
+                        self.end_ids(group, ids, Why::Clause(reason(&caught)));
+                        continue;
+                    }
+                },
             };
-            let begun = projection.write(&mut open.table, effect, job, at, whole.around)?;
-            let message = operation::text(&begun, last);
-            let n = effect.op_position as i64 + 1;
-            self.bytes += message.len() as u64;
+            self.bytes += text.len() as u64;
             self.rows.push(Row::Operation {
                 ids,
-                position: at.position,
+                position: whole.commit.position,
                 n,
-                operation,
-                message,
-                last,
+                operation: message.operation,
+                message: text,
+                last: message.last,
             });
         }
         Ok(())
     }
+
+    fn end_ids(&mut self, group: &mut Group, ids: Vec<i32>, why: Why) {
+        for id in &ids {
+            if let Some(clause) = self.attached.clause_of(*id) {
+                group.remove(clause, *id);
+            }
+        }
+        self.over_with(ids, why);
+    }
+}
+
+/// The place of a message in its transaction plus one, and its text.
+fn written(
+    whole: &Whole<'_>,
+    open: &mut Open,
+    effects: &mut [Effect],
+    changes: &HashMap<(usize, usize), Vec<bool>>,
+    message: &Message,
+) -> Result<(i64, String)> {
+    let at = At {
+        xid: whole.commit.xid,
+        position: whole.commit.position,
+    };
+    let changes = changes.get(&(message.effect, message.selection));
+    let job = Job {
+        operation: message.operation,
+        changes: changes.map_or(&[][..], |changed| changed),
+        pair: message.pair,
+    };
+    let projection = &mut open.projections[message.selection];
+    let effect = &mut effects[message.effect];
+    let begun = projection.write(&mut open.table, effect, job, at, whole.around)?;
+    let n = effect.op_position as i64 + 1;
+    Ok((n, operation::text(&begun, message.last)))
 }
 
 /// Why shapes end whose where clause raised an error; without its text, which may have values in it.

@@ -309,13 +309,18 @@ impl Pass<'_> {
         part: &mut Part,
         plans: Vec<(Vec<Shape>, Vec<Side>)>,
     ) -> Result<()> {
-        let Part { open, effects, .. } = part;
+        let Part {
+            group,
+            open,
+            effects,
+            ..
+        } = part;
         let mut messages = Messages::default();
         for (shapes, sides) in &plans {
             let (table, projections) = (&mut open.table, &open.projections);
             messages.plan(shapes, table, projections, effects, sides, whole.around)?;
         }
-        self.write(whole, open, effects, messages)
+        self.write(whole, group, open, effects, messages)
     }
 
     /// Puts those whose sets have changed under the clauses that they have now.
