@@ -37,6 +37,8 @@ struct Shared {
     launcher_latch: AtomicPtr<pg_sys::Latch>,
     /// Somebody claims a slot.
     claiming: AtomicBool,
+    /// The highest head that a slot had which was released.
+    passed: AtomicI64,
     slots: [Slot; 0],
 }
 
@@ -112,6 +114,16 @@ pub fn slots() -> &'static [Slot] {
     }
 }
 
+/// The highest position of databases, or extensions, that are gone and whose slots others may have by now.
+pub fn passed() -> i64 {
+    let shared = SHARED.load(Ordering::Acquire);
+    if shared.is_null() {
+        return 0;
+    }
+    // SAFETY: as in slots().
+    unsafe { (*shared).passed.load(Ordering::Acquire) }
+}
+
 /// The slot of a database, claimed now if it has none. None: not preloaded, or all slots are taken.
 pub fn slot(database: u32) -> Option<&'static Slot> {
     existing_slot(database).or_else(|| claim(database))
@@ -166,8 +178,11 @@ impl Slot {
     /// Its database, or the extension there, is gone: another one may have the slot.
     pub fn release(&self) {
         self.left.store(false, Ordering::Release);
-        self.head.store(0, Ordering::Release);
         self.committing.store(0, Ordering::Release);
+        let head = self.head.swap(0, Ordering::AcqRel);
+        let shared = SHARED.load(Ordering::Acquire);
+        // SAFETY: there is a slot, so there is the memory; it lives as long as the process.
+        unsafe { (*shared).passed.fetch_max(head, Ordering::AcqRel) };
         self.era_begun.store(false, Ordering::Release);
         self.wanted.store(false, Ordering::Release);
         self.paused_until_us.store(0, Ordering::Release);

@@ -103,7 +103,7 @@ fn announce(position: i64) {
 fn highest_seen(state: &State) -> i64 {
     let published = shmem::existing_slot(database::current())
         .map_or(0, |slot| slot.head.load(Ordering::Acquire));
-    state.position.max(published)
+    state.position.max(published).max(shmem::passed())
 }
 
 /// The transactions in the log that `now` sees and `before` does not, in order.
