@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 
@@ -17,6 +17,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::pg::expr::{self, Condition, Refused};
 use crate::pg::image::Row;
 use crate::pg::memory::Context;
+use crate::pg::owner::owns_relation;
 use crate::pg::query::{Cursor, Goal, identifier, literal, qualified, type_name};
 use crate::pg::reading::Latest;
 use crate::pg::role::AsRole;
@@ -271,5 +272,10 @@ fn explain_shape(
         shape,
     };
     let definition = named::define(asked).or_raise();
+    if key.is_some() && !definition.policies.is_empty() && !owns_relation(definition.relid) {
+        let message = "must be the owner of the table to ask about one of its rows".to_string();
+        let hint = "Row-level security applies to the table, and the row may be one that it hides.";
+        Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, hint).raise();
+    }
     TableIterator::new(explain(&definition, key.as_deref()).or_raise())
 }

@@ -354,7 +354,7 @@ impl Pass<'_> {
         }
         let work = group.work(&candidates);
         for work in work.chunk_by(|a, b| a.role == b.role) {
-            self.act_as(&group.roles[work[0].role as usize])?;
+            self.act_as(&group.callers[work[0].role as usize].role)?;
             if let Ok(found) = attempt_evaluation(|| group.evaluate(work, &candidates, effects)) {
                 hits.extend(found);
                 continue;
@@ -410,7 +410,8 @@ impl Pass<'_> {
             let Some(mut clause) = group.clauses[number].take() else {
                 continue;
             };
-            let role = group.roles[group.template(&clause).role as usize].clone();
+            let caller = &group.callers[group.template(&clause).role as usize];
+            let role = caller.role.clone();
             self.act_as(&role)?;
             let keyless = clause.keyless.as_mut();
             let keyless = keyless.expect("a clause of a table without a key has it");

@@ -309,6 +309,7 @@ impl Joins<'_> {
                 select,
                 links,
                 positive,
+                guarded: false,
             })
         }
     }
@@ -359,6 +360,7 @@ impl Joins<'_> {
                     select,
                     links,
                     positive: true,
+                    guarded: false,
                 });
             }
             if from.is_none() {
@@ -371,6 +373,7 @@ impl Joins<'_> {
                         select,
                         links: vec![link],
                         positive: true,
+                        guarded: false,
                     });
                 }
             }

@@ -112,6 +112,7 @@ impl Attached {
         let mut nodes = std::mem::take(&mut self.nodes);
         let mut entered = Vec::new();
         let outcome = attempt(|| {
+            definition.require_same_policies()?;
             let analyzed = definition.analyzed()?;
             let whole = Whole {
                 definition,
@@ -162,7 +163,7 @@ impl Attached {
             .is_some_and(|root| Rc::ptr_eq(root, select));
         let make = || whole.definition.of_table(select.relid);
         let own = nodes
-            .table(select.relid, &whole.definition.role, make)
+            .table(select.relid, whole.definition, make)
             .ok_or_else(changed)?;
         let place = whole
             .selects
