@@ -90,6 +90,10 @@ impl Asked<'_> {
             }
         };
         let mut stream = Stream::new(self.app, definition, handle.pin, from, self.at);
+        stream.ends = self
+            .expires
+            .map_or(stream.ends, |expires| stream.ends.min(expires));
+        stream.expires = self.expires;
         stream.silent = silent;
         let wakes = self.request.wakes;
         stream.wakeful = wakes.then(|| self.app.metrics.wakeful());
@@ -127,6 +131,8 @@ struct Stream {
     from: Place,
     /// When the client is made to come again.
     ends: Instant,
+    /// When nothing more may be sent, whatever is owed.
+    expires: Option<Instant>,
     /// No further write before this.
     rests_until: Instant,
     /// Operations were sent that the client does not show before it is told that it is up to date.
@@ -151,6 +157,7 @@ impl Stream {
             pin,
             from,
             ends: at + app.config.sse_timeout(),
+            expires: None,
             rests_until: at,
             owes: false,
             silent: Vec::new(),
@@ -177,7 +184,8 @@ impl Stream {
         self.rest().await;
         let now = Instant::now();
         // A client drops what is not closed by up-to-date: it would never get through a long log.
-        if (now >= self.ends && !self.owes) || self.app.shutdown.is_cancelled() {
+        let is_expired = self.expires.is_some_and(|expires| now >= expires);
+        if is_expired || (now >= self.ends && !self.owes) || self.app.shutdown.is_cancelled() {
             return None;
         }
         let idle = self.app.config.hold().max(LEAST_IDLE);

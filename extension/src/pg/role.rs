@@ -162,7 +162,7 @@ fn search_path() -> String {
 }
 
 /// The value of one of the server's settings; None when there is no such setting.
-pub(super) fn setting(name: &CStr) -> Option<String> {
+pub fn setting(name: &CStr) -> Option<String> {
     // SAFETY: with missing_ok GetConfigOption() returns null for an unknown name, else a string that is copied here.
     unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);

@@ -64,10 +64,13 @@ struct Request {
     role: Option<String>,
     /// Settings that say who the caller is, by name.
     settings: Vec<(String, String)>,
+    /// Values of a named shape's parameters: an object, or null.
+    named: Value,
 }
 
 /// `shapefeed._define`: the definition of the shape that is asked for, or what is wrong with the request.
 #[pgrx::pg_extern(sql = false)]
+#[allow(clippy::too_many_arguments)] // the arguments of an SQL function
 fn _define(
     relation: Vec<String>,
     clause: Option<String>,
@@ -77,6 +80,7 @@ fn _define(
     log: String,
     role: Option<String>,
     settings: Option<JsonB>,
+    named: Option<JsonB>,
 ) -> JsonB {
     let request = Request {
         relation,
@@ -87,6 +91,7 @@ fn _define(
         log,
         role,
         settings: settings.map(read_settings).unwrap_or_default(),
+        named: named.map_or(Value::Null, |named| named.0),
     };
     JsonB(match define(request) {
         Ok(definition) => json!(definition),
@@ -123,6 +128,7 @@ pub fn for_current_user(
         log: "full".into(),
         role: None,
         settings: Vec::new(),
+        named: Value::Null,
     };
     define(request).map_err(Answer::into_error)
 }
@@ -138,6 +144,8 @@ fn named(name: &str, asked: &Request) -> Result<Request> {
         return Err(Answer::Wrong(field, "can't be given with shape".into()));
     }
     let kept = named::find(name).map_err(|error| Answer::Wrong("shape", error.to_string()))?;
+    let bound = kept.bind(&asked.named, Some(&asked.settings));
+    let (clause, params) = bound.map_err(|why| Answer::Wrong("params", why))?;
     let replica = if asked.replica == "default" {
         kept.replica
     } else {
@@ -145,13 +153,14 @@ fn named(name: &str, asked: &Request) -> Result<Request> {
     };
     Ok(Request {
         relation: vec![kept.schema, kept.table],
-        clause: kept.clause,
-        params: vec![],
+        clause,
+        params,
         columns: kept.columns,
         replica,
         log: asked.log.clone(),
         role: asked.role.clone(),
         settings: asked.settings.clone(),
+        named: Value::Null,
     })
 }
 

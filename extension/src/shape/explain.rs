@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use pgrx::JsonB;
 use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
@@ -254,6 +255,7 @@ fn explain_shape(
     columns: Option<Vec<String>>,
     key: Option<Vec<String>>,
     shape: Option<String>,
+    named: Option<JsonB>,
 ) -> TableIterator<
     'static,
     (
@@ -270,6 +272,7 @@ fn explain_shape(
         columns,
         replica: None,
         shape,
+        named,
     };
     let definition = named::define(asked).or_raise();
     if key.is_some() && !definition.policies.is_empty() && !owns_relation(definition.relid) {
