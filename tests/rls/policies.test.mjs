@@ -87,7 +87,7 @@ test('a caller gets the columns that he may select, and may not name others', as
 async function held(headers, params, change) {
   const follower = await followedAs(site.api, headers, params)
   const request = withHeaders(site.api, headers).get({ ...params, offset: follower.offset, handle: follower.handle, live: 'true', cursor: '' })
-  await waitFor(async () => (await site.sidecar.metric('shapefeed_held_requests')) > 0, { what: 'the request is held' })
+  await waitFor(async () => (await site.sidecar.metric('shapefeed_live_requests')) > 0, { what: 'the request is held' })
   const began = performance.now()
   await site.sql(change)
   const answer = await request
