@@ -161,6 +161,7 @@ fn caller(role: &str, mut claims: Map<String, Value>) -> Caller {
     };
     let mut settings: Map<String, Value> = claims
         .iter()
+        .filter(|(_, value)| !value.is_null())
         .map(|(name, value)| (format!("{CLAIM}{name}"), text(value).into()))
         .collect();
     settings.insert(CLAIMS.into(), Value::Object(claims).to_string().into());

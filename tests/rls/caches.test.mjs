@@ -1,0 +1,65 @@
+// A shared cache between callers: nobody is handed what another was told.
+import assert from 'node:assert/strict'
+import { after, test } from 'node:test'
+import { ShapeApi, ok, served, startNginx } from '../lib/index.mjs'
+import { as, convention, environment } from './setup.mjs'
+
+const site = served({
+  schema: `${convention}
+    create table notes (id int primary key, owner int);
+    insert into notes select i, i % 3 from generate_series(1, 9) i;
+    create table news (id int primary key);
+    insert into news values (1);
+    grant select on notes, news to app, anon;
+    alter table notes enable row level security;
+    create policy own on notes using (owner = auth.uid())`,
+  env: environment,
+})
+
+let nginx, cached
+async function start() {
+  nginx ??= await startNginx([site.sidecar.port])
+  cached ??= new ShapeApi(nginx.url)
+}
+after(async () => {
+  cached?.close()
+  await nginx?.stop()
+})
+
+const idsOf = (answer) => ok(answer).operations.map(({ value }) => Number(value.id)).sort()
+
+test('what nginx has of one caller, no other gets; not the snapshot, the log, a 304 or a 409', async () => {
+  await start()
+  const get = (sub, params) => cached.get({ table: 'notes', offset: '-1', ...params }, { headers: sub === undefined ? {} : as(sub) })
+  const owned = { 0: [3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8] }
+  for (const round of [1, 2, 3]) {
+    for (const sub of [0, 1, 2]) assert.deepEqual(idsOf(await get(sub)), owned[sub], `user ${sub}, round ${round}`)
+    assert.deepEqual(idsOf(await get()), [], 'without a token')
+  }
+  const mine = await get(1)
+  for (const params of [{ handle: mine.handle }, { handle: mine.handle, offset: '0_0' }]) {
+    const own = ok(await get(1, params))
+    assert.match(own.cacheControl, /^private/)
+    assert.match(own.headers.vary, /authorization/i)
+    const other = await get(2, params)
+    assert.deepEqual(other.operations.filter(({ value }) => value.owner === '1'), [])
+    if (params.offset) assert.equal(other.status, 409, 'a handle is no right')
+    if (params.offset) assert.match(other.cacheControl, /^private/)
+    const etag = { 'if-none-match': own.etag }
+    const unchanged = await cached.get({ table: 'notes', offset: '-1', ...params }, { headers: { ...as(1), ...etag } })
+    assert.equal(unchanged.status, 304)
+    assert.match(unchanged.cacheControl, /^private/)
+  }
+})
+
+test('what is asked for without a token is cached for all who have none', async () => {
+  await start()
+  const get = (headers) => cached.get({ table: 'news', offset: '-1' }, { headers })
+  const first = ok(await get({}))
+  assert.match(first.cacheControl, /^public/)
+  assert.match(first.headers.vary, /authorization/i)
+  await get({})
+  const hits = nginx.accessLog().split('\n').filter((line) => line.includes('table=news') && line.includes('HIT')).length
+  assert.ok(hits > 0, nginx.accessLog())
+  assert.match(ok(await get(as(1))).cacheControl, /^private/)
+})
