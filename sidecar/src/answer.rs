@@ -31,6 +31,8 @@ pub struct Asked<'a> {
     pub given: Option<&'a str>,
     /// A HEAD request is never held.
     pub holds: bool,
+    /// When its caller's token is good no more.
+    pub expires: Option<Instant>,
     /// When it came.
     pub at: Instant,
 }
@@ -38,10 +40,20 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     /// When the request is answered in any case.
     pub fn deadline(&self) -> Instant {
-        if self.holds {
+        let deadline = if self.holds {
             self.at + self.app.config.hold()
         } else {
             self.at
+        };
+        self.expires
+            .map_or(deadline, |expires| deadline.min(expires))
+    }
+
+    /// An error when the caller's token has expired: a client then gets another one and goes on where it was.
+    fn require_token(&self) -> Result<(), Error> {
+        match self.expires {
+            Some(expires) if Instant::now() >= expires => Err(Error::InvalidToken),
+            _ => Ok(()),
         }
     }
 
@@ -79,7 +91,8 @@ impl Asked<'_> {
         };
         let mut others = Vec::with_capacity(tables.len());
         for table in tables {
-            let shape = ShapeParams::of_table(table.clone(), false);
+            let shape =
+                ShapeParams::of_table(table.clone(), false, self.request.shape.caller.clone());
             let definition = Box::pin(self.define(&shape)).await;
             others.push(definition.map_err(of_wake)?);
         }
@@ -288,6 +301,7 @@ impl Asked<'_> {
         let hold = Hold {
             app: self.app,
             definition,
+            caller: &self.request.shape.caller,
             pin: handle.pin,
             deadline,
             arrival_deadline: self.arrival_deadline(),
@@ -302,6 +316,7 @@ impl Asked<'_> {
                 Ok(self.news(definition, handle, &operations, last_seen))
             }
             Outcome::Idle(evaluated, silent) => {
+                self.require_token()?;
                 let resting = self.resting().await;
                 Ok(self.idle(definition, handle, from, (evaluated, &silent), resting))
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use serde_json::Value as Json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +21,10 @@ use crate::handle::Handle;
 use crate::live::{LiveShapes, ToAttach};
 use crate::metrics::Metrics;
 use crate::offset::Place;
-use crate::params::{FieldErrors, ShapeParams, field_error};
+use crate::params::{Caller, FieldErrors, ShapeParams, Source, field_error};
 use crate::pin::Pins;
 use crate::snapshot::Snapshots;
+use crate::token::{Identity, Tokens};
 use crate::touches::Touches;
 
 /// Between two looks at something that is about to happen in the database.
@@ -54,6 +56,8 @@ pub struct App {
     pub began: Instant,
     /// How many requests are answered at the same time.
     pub admission: Admission,
+    /// Who callers are; None if all are the same.
+    pub tokens: Option<Tokens>,
     /// Compressed bodies.
     pub compression: Compression,
     /// Cancelled when the sidecar is told to stop.
@@ -89,6 +93,7 @@ impl App {
             touches: Touches::default(),
             metrics,
             admission: Admission::new(&config),
+            tokens: Tokens::new(&config)?,
             compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
@@ -108,6 +113,30 @@ impl App {
         Ok((Arc::new(app), to_attach, to_read))
     }
 
+    /// Who a request with these headers is made as.
+    pub async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Error> {
+        match &self.tokens {
+            Some(tokens) => tokens.identify(headers).await,
+            None => Ok(Identity::default()),
+        }
+    }
+
+    /// Whether clients may ask for such a shape at all.
+    pub fn allow(&self, shape: &ShapeParams) -> Result<(), Error> {
+        if self.config.named_shapes_only && matches!(shape.source, Source::Table(_)) {
+            let text = "can't be asked for, only named shapes can: give shape";
+            return Err(Error::Invalid(field_error("table", text)));
+        }
+        Ok(())
+    }
+
+    /// Reads keys that rotate from time to time.
+    pub async fn follow_keys(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.follow_keys().await;
+        }
+    }
+
     /// The definition as of now, of a table that is tracked.
     pub async fn definition(&self, shape: &ShapeParams) -> Result<Arc<Definition>, Error> {
         if let Some(queryable) = &shape.queryable {
@@ -123,9 +152,13 @@ impl App {
         Ok(definition)
     }
 
-    /// Whether the table of a shape of all its columns has others by now.
-    pub async fn has_other_columns(&self, definition: &Definition) -> Result<bool, Error> {
-        let shape = ShapeParams::of_table(definition.relation(), true);
+    /// Whether the table of a caller's shape of all its columns has others by now.
+    pub async fn has_other_columns(
+        &self,
+        definition: &Definition,
+        caller: &Caller,
+    ) -> Result<bool, Error> {
+        let shape = ShapeParams::of_table(definition.relation(), true, caller.clone());
         if let Some(current) = self.definitions.recent(&shape, |_| false) {
             return Ok(!current.has_columns_of(definition));
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::handle::Handle;
 use crate::offset::Offset;
@@ -71,6 +71,25 @@ pub fn refetch_cache_control(named: bool) -> &'static str {
     }
 }
 
+/// Makes a response one for its caller alone. `s-maxage`, like `public`, lets a shared cache keep what was asked for with
+/// an authorization (RFC 9111, 3.5).
+pub fn make_private(headers: &mut HeaderMap) {
+    let Some(given) = headers
+        .get(header::CACHE_CONTROL)
+        .and_then(|it| it.to_str().ok())
+    else {
+        return;
+    };
+    let parts = given
+        .split(", ")
+        .filter(|part| !part.starts_with("s-maxage"));
+    let parts: Vec<_> = parts
+        .map(|part| if part == "public" { "private" } else { part })
+        .collect();
+    let value = printed(parts.join(", "));
+    headers.insert(header::CACHE_CONTROL, value);
+}
+
 /// The etag of an answer to `requested` that ends at `answered`.
 pub fn etag(handle: Handle, requested: &Offset, answered: &Offset) -> String {
     format!("\"{handle}:{requested}:{answered}\"")
@@ -130,6 +149,28 @@ mod tests {
         let events = |seconds| Class::Events(Duration::from_secs(seconds)).cache_control(ages);
         assert_eq!(events(60), "public, max-age=59");
         assert_eq!(events(0), "public, max-age=1");
+    }
+
+    #[test]
+    fn what_is_for_one_caller_is_private() {
+        let ages = Ages {
+            max_age_s: 1,
+            stale_age_s: 3,
+        };
+        for class in [Class::Snapshot, Class::CatchUp, Class::Live, Class::Refresh] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CACHE_CONTROL, class.cache_control(ages));
+            make_private(&mut headers);
+            let text = headers["cache-control"].to_str().unwrap();
+            assert!(
+                text.starts_with("private, max-age=") || text == "no-store",
+                "{text}"
+            );
+            assert!(
+                !text.contains("public") && !text.contains("s-maxage"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -42,6 +42,53 @@ pub struct Config {
     #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
+    /// Secret of tokens that are signed with HS256, of 32 bytes or more. With this or another key, callers are told apart by
+    /// `Authorization: Bearer <JWT>`.
+    #[arg(long, env = "SHAPEFEED_JWT_SECRET", hide_env_values = true)]
+    pub jwt_secret: Option<String>,
+
+    /// Public key of tokens: a file, PEM. RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Several are separated by commas.
+    #[arg(long, env = "SHAPEFEED_JWT_PUBLIC_KEY", value_delimiter = ',')]
+    pub jwt_public_key: Vec<PathBuf>,
+
+    /// Set of keys (JWKS) of tokens: a file or URL, which is read again when keys rotate.
+    #[arg(long, env = "SHAPEFEED_JWT_JWKS")]
+    pub jwt_jwks: Option<String>,
+
+    /// Audiences (`aud`) of which a token must have one, separated by commas.
+    #[arg(long, env = "SHAPEFEED_JWT_AUDIENCE", value_delimiter = ',')]
+    pub jwt_audience: Vec<String>,
+
+    /// Issuers (`iss`) of which a token must have one, separated by commas.
+    #[arg(long, env = "SHAPEFEED_JWT_ISSUER", value_delimiter = ',')]
+    pub jwt_issuer: Vec<String>,
+
+    /// Seconds by which the clocks of who makes tokens and of this machine may differ.
+    #[arg(long, env = "SHAPEFEED_JWT_LEEWAY", default_value_t = 30)]
+    pub jwt_leeway: u64,
+
+    /// Claim that names the role: a name, or a path of names with dots.
+    #[arg(long, env = "SHAPEFEED_JWT_ROLE_CLAIM", default_value = "role")]
+    pub jwt_role_claim: String,
+
+    /// Roles that tokens may name, separated by commas.
+    #[arg(long, env = "SHAPEFEED_ROLES", value_delimiter = ',')]
+    pub roles: Vec<String>,
+
+    /// Role of requests without a token and of tokens without a role; if not given they get a 401.
+    #[arg(long, env = "SHAPEFEED_ANONYMOUS_ROLE")]
+    pub anonymous_role: Option<String>,
+
+    /// Clients may ask for named shapes only.
+    #[arg(
+        long,
+        env = "SHAPEFEED_NAMED_SHAPES_ONLY",
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub named_shapes_only: bool,
+
     /// Milliseconds that a live request is held.
     #[arg(long, env = "SHAPEFEED_LONG_POLL_TIMEOUT_MS", default_value_t = 20_000)]
     pub long_poll_timeout_ms: u64,

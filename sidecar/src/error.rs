@@ -22,6 +22,12 @@ pub enum Error {
     /// The secret is missing or wrong.
     #[error("invalid secret")]
     Unauthorized,
+    /// The token is missing or not good, and nobody is told why.
+    #[error("Unauthorized - Invalid token")]
+    InvalidToken,
+    /// The token is good, and names a role that tokens may not name.
+    #[error("Forbidden - The token's role is not allowed")]
+    ForbiddenRole,
     /// Nothing of that name.
     #[error("{0}")]
     NotFound(&'static str),
@@ -127,7 +133,8 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
-            Error::Unauthorized => StatusCode::UNAUTHORIZED,
+            Error::Unauthorized | Error::InvalidToken => StatusCode::UNAUTHORIZED,
+            Error::ForbiddenRole => StatusCode::FORBIDDEN,
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Error::UrlTooLong => StatusCode::URI_TOO_LONG,
@@ -210,6 +217,10 @@ impl IntoResponse for Error {
             protocol::header::SURROGATE_CONTROL,
             HeaderValue::from_static("no-store"),
         );
+        if matches!(self, Error::InvalidToken) {
+            let bearer = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, bearer);
+        }
         if self.is_passing() {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }

@@ -19,8 +19,9 @@ use crate::error::Error;
 use crate::live::{LiveShape, ToAttach};
 use crate::params::field_error;
 
-/// How long one call sleeps; also how soon a silently lost connection shows.
-const WAIT: Duration = Duration::from_secs(5);
+/// How long one call sleeps, at the end of which rights and policies are looked at again; also how soon a silently lost
+/// connection shows.
+const WAIT: Duration = Duration::from_millis(500);
 /// The call must have come back by then.
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
 /// The least time between the beginnings of two reads that found something: each has its price, whatever it finds, and

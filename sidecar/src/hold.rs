@@ -13,6 +13,7 @@ use crate::definition::Definition;
 use crate::error::Error;
 use crate::live::{Guest, Seen};
 use crate::offset::Place;
+use crate::params::Caller;
 use crate::tail::Operations;
 use crate::touches::NAMED;
 
@@ -34,6 +35,8 @@ pub struct Hold<'a> {
     pub app: &'a Arc<App>,
     /// The shape.
     pub definition: &'a Arc<Definition>,
+    /// Who asks.
+    pub caller: &'a Caller,
     /// Pin of the request's handle.
     pub pin: i64,
     /// When it is answered without operations.
@@ -173,7 +176,11 @@ impl Hold<'_> {
 
     /// Who asked for all columns asks for another shape once there are others.
     async fn look_at_columns(&self, altered: u64) -> Result<Step, Error> {
-        match self.app.has_other_columns(self.definition).await {
+        match self
+            .app
+            .has_other_columns(self.definition, self.caller)
+            .await
+        {
             Ok(true) => Err(Error::refetch("columns")),
             Ok(false) => {
                 self.definition.set_outlived(altered);

@@ -19,11 +19,13 @@ mod db;
 mod definition;
 mod error;
 mod feed;
+mod fetch;
 mod flight;
 mod handle;
 mod handlers;
 mod hold;
 mod identifier;
+mod keys;
 mod live;
 mod metrics;
 mod offset;
@@ -43,6 +45,7 @@ mod sse;
 mod subset;
 mod tail;
 mod tls;
+mod token;
 mod touches;
 
 use std::io::IsTerminal;
@@ -80,6 +83,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::spawn(sweep(app.clone()));
     tokio::spawn(follow_resting(app.clone()));
     tokio::spawn(stop_on_signal(app.clone()));
+    let keyed = app.clone();
+    tokio::spawn(async move { keyed.follow_keys().await });
     let address = app.config.address();
     let listener = TcpListener::bind(address)
         .await

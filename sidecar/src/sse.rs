@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::hold::{Hold, Outcome};
 use crate::metrics::Held;
 use crate::offset::Place;
+use crate::params::Caller;
 use crate::protocol::{self, SEPARATOR, header as names};
 use crate::response;
 use crate::tail::Operations;
@@ -68,6 +69,7 @@ impl Asked<'_> {
             let hold = Hold {
                 app: self.app,
                 definition,
+                caller: &self.request.shape.caller,
                 pin: handle.pin,
                 deadline: self.at,
                 arrival_deadline: self.arrival_deadline(),
@@ -90,7 +92,12 @@ impl Asked<'_> {
             }
         };
         let mut stream = Stream::new(self.app, definition, handle.pin, from, self.at);
+        stream.ends = self
+            .expires
+            .map_or(stream.ends, |expires| stream.ends.min(expires));
+        stream.expires = self.expires;
         stream.silent = silent;
+        stream.caller = self.request.shape.caller.clone();
         let wakeful = |others| (self.app.metrics.wakeful(), others);
         stream.wakeful = self.others().await?.map(wakeful);
         let first = first.map(|operations| stream.news(&operations));
@@ -122,11 +129,14 @@ impl Asked<'_> {
 struct Stream {
     app: Arc<App>,
     definition: Arc<Definition>,
+    caller: Caller,
     pin: i64,
     /// All up to here was sent.
     from: Place,
     /// When the client is made to come again.
     ends: Instant,
+    /// When nothing more may be sent, whatever is owed.
+    expires: Option<Instant>,
     /// No further write before this.
     rests_until: Instant,
     /// Operations were sent that the client does not show before it is told that it is up to date.
@@ -152,9 +162,11 @@ impl Stream {
             pin,
             from,
             ends: at + app.config.sse_timeout(),
+            expires: None,
             rests_until: at,
             owes: false,
             silent: Vec::new(),
+            caller: Caller::default(),
             wakeful: None,
             _held: app.metrics.streaming(),
         }
@@ -178,7 +190,8 @@ impl Stream {
         self.rest().await;
         let now = Instant::now();
         // A client drops what is not closed by up-to-date: it would never get through a long log.
-        if (now >= self.ends && !self.owes) || self.app.shutdown.is_cancelled() {
+        let is_expired = self.expires.is_some_and(|expires| now >= expires);
+        if is_expired || (now >= self.ends && !self.owes) || self.app.shutdown.is_cancelled() {
             return None;
         }
         let idle = self.app.config.hold().max(LEAST_IDLE);
@@ -190,6 +203,7 @@ impl Stream {
         let hold = Hold {
             app: &self.app,
             definition: &self.definition,
+            caller: &self.caller,
             pin: self.pin,
             deadline,
             arrival_deadline: deadline,

@@ -63,10 +63,15 @@ pub fn split_ssl(url: &str) -> (String, Verify) {
 }
 /// A connector that verifies as told.
 pub fn connector(verify: &Verify) -> Result<MakeRustlsConnect, Box<dyn std::error::Error>> {
+    Ok(MakeRustlsConnect::new(client(verify)?))
+}
+
+/// What a client that verifies as told is configured with.
+pub fn client(verify: &Verify) -> Result<ClientConfig, Box<dyn std::error::Error>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
-    let config = match verify {
+    Ok(match verify {
         Verify::No => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
@@ -74,8 +79,7 @@ pub fn connector(verify: &Verify) -> Result<MakeRustlsConnect, Box<dyn std::erro
         verify => builder
             .with_root_certificates(roots(verify)?)
             .with_no_client_auth(),
-    };
-    Ok(MakeRustlsConnect::new(config))
+    })
 }
 
 fn roots(verify: &Verify) -> Result<RootCertStore, Box<dyn std::error::Error>> {

@@ -49,3 +49,39 @@ create table folders (
 );
 create index on folders (workspace_id);
 create index on folders (parent_id);
+
+-- Who sees what. The caller is the claim `sub` of his token; whom these tables are granted to is for you to say:
+--   grant select on users, companies, company_members, user_groups, user_group_members, workspaces, folders to app;
+create function current_user_id() returns int language sql stable as
+  $$ select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::int $$;
+
+alter table users enable row level security;
+create policy all_users on users for select using (true);
+
+alter table company_members enable row level security;
+create policy own on company_members for select using (user_id = (select current_user_id()));
+
+-- The policies of company_members are applied in here, too: a user sees his own memberships.
+alter table companies enable row level security;
+create policy of_members on companies for select using (id in (select company_id from company_members));
+
+alter table user_groups enable row level security;
+create policy of_members on user_groups for select using (company_id in (select company_id from company_members));
+
+alter table user_group_members enable row level security;
+create policy of_members on user_group_members for select using (group_id in (select id from user_groups));
+
+alter table workspaces enable row level security;
+create policy of_members on workspaces for select using (company_id in (select company_id from company_members));
+
+alter table folders enable row level security;
+create policy of_members on folders for select using (workspace_id in (select id from workspaces));
+
+-- What an app asks for: GET /v1/shape?shape=my_folders. Policies decide what is in them.
+select shapefeed.create_shape('all_users', 'users'),
+       shapefeed.create_shape('my_companies', 'companies'),
+       shapefeed.create_shape('my_memberships', 'company_members'),
+       shapefeed.create_shape('my_groups', 'user_groups'),
+       shapefeed.create_shape('my_group_members', 'user_group_members'),
+       shapefeed.create_shape('my_workspaces', 'workspaces'),
+       shapefeed.create_shape('my_folders', 'folders');

@@ -8,6 +8,7 @@
 --   replica        'default', also if null: an update has the key and the columns that changed; 'full': all columns, and what changed
 --                  as it was
 --   shape          name of a shape that create_shape keeps, instead of the table and what is said of it
+--   named          values of that shape's parameters by name, but for those that are claims
 -- Returns values as text; `txid`: the transaction.
 --   select * from shapefeed.changes('projects', 'company = $1', '{7}');
 create function shapefeed.changes(
@@ -19,6 +20,7 @@ create function shapefeed.changes(
   to_position   int8   default null,
   replica       text   default null,
   shape         text   default null,
+  named         jsonb  default null,
   out "position" int8,
   out operation text,
   out key       text,

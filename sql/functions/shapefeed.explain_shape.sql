@@ -4,6 +4,7 @@
 --   columns      names of columns; null for all
 --   key          the values of a row's primary key, in its order, or of all columns where there is no key; null for no row
 --   shape        name of a shape that create_shape keeps, instead of the table and what is said of it
+--   named        values of that shape's parameters by name, but for those that are claims
 -- Returns rows of a step:
 --   'index'      an entry of the routing index by which rows are found; looking up costs cost_ns in all
 --   'every row'  there is no condition; 'no index': the conditions are evaluated for each row
@@ -17,6 +18,7 @@ create function shapefeed.explain_shape(
   columns  text[] default null,
   key      text[] default null,
   shape    text   default null,
+  named    jsonb  default null,
   out step      text,
   out condition text,
   out result    text,

@@ -36,6 +36,7 @@ create table shapefeed.shape (
   "where"    text,
   columns    text[],
   replica    text        not null check (replica in ('default', 'full')),
+  params     jsonb       not null default '{}',  -- parameters of the condition by name: a type, or a type and the claim
   created_at timestamptz not null default clock_timestamp()
 );
 select pg_catalog.pg_extension_config_dump('shapefeed.shape', '');

@@ -15,10 +15,10 @@ function replaced(text, from, to) {
 }
 
 /**
- * Starts it before sidecars on these ports: { url, port, restart({ empty }), stop(), log() }.
+ * Starts it before sidecars on these ports, with these parts of its configuration left out: { url, port, restart({ empty }), stop(), log() }.
  * `restart({ empty: true })` loses what is cached.
  */
-export async function startNginx(ports) {
+export async function startNginx(ports, { without = [] } = {}) {
   const port = await freePort()
   const dir = scratchDir('nginx')
   const cache = join(dir, 'cache')
@@ -32,6 +32,7 @@ export async function startNginx(ports) {
   text = replaced(text, 'pid /run/nginx.pid;', `pid ${join(dir, 'nginx.pid')};`)
   text = replaced(text, '/dev/stdout', join(dir, 'access.log'))
   text = replaced(text, 'http {\n', `http {\n    ${temporary}\n`)
+  for (const part of without) text = replaced(text, part, '')
   writeFileSync(conf, text)
 
   const url = `http://127.0.0.1:${port}`

@@ -4,7 +4,9 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from '../lib/index.mjs'
 
-export const foundation = readFileSync(join(root, 'sql/examples/foundation.sql'), 'utf8')
+/** The tables, policies and named shapes of the example; and its tables alone. */
+export const example = readFileSync(join(root, 'sql/examples/foundation.sql'), 'utf8')
+export const foundation = example.split('-- Who sees what.')[0]
 
 /** Two companies with a workspace or two, folders in each, and three users of whom Ann is a member of company 1. */
 export const fewRows = `

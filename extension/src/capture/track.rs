@@ -11,10 +11,10 @@ use super::fingerprint::Fingerprint;
 use super::tracked::{Hold, as_owner, find, forget, save};
 use super::{take_end, take_note};
 use crate::error::{Error, Result};
+use crate::pg::owner;
 use crate::pg::relation::{self, Facts, Lock, Relation};
 use crate::pg::trigger::{self, ROW_TRIGGER, TRUNCATE_TRIGGER};
 use crate::pg::xact;
-use crate::pg::{owner, role};
 
 /// Oids below are those of objects that initdb made.
 const FIRST_NORMAL_OID: u32 = 16384;
@@ -122,12 +122,6 @@ pub(super) fn check_trackable(facts: &Facts) -> Result<()> {
     check_persistence(facts)?;
     if !owner::owns_relation(facts.relid) {
         return Err(not_owner(facts.relid));
-    }
-    if role::row_security_applies(facts.relid.into()) {
-        return refuse(
-            "table with row-level security",
-            "Row-level security that applies to the caller is not supported yet.",
-        );
     }
     Ok(())
 }

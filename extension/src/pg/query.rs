@@ -1,10 +1,11 @@
 //! A query that Postgres plans and runs, read through a cursor without copying its rows.
 
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 
 use pgrx::pg_sys::{self, Datum};
 
 use super::image::Row;
+use super::list::cells;
 
 /// A row of a query; its values live until the next row.
 pub struct Fetched<'a> {
@@ -41,14 +42,15 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Plans a SELECT under the active snapshot, with the rights of the current user, and gets ready to run it.
+    /// Plans a SELECT of tables under the active snapshot, as the current user, and gets ready to run it. The right to its
+    /// columns is for the caller to check, and so are the policies of row-level security: they are a part of a shape's where
+    /// clause, as they are at its position, and Postgres would add those that are now.
     pub fn open(sql: &str, goal: Goal) -> Cursor {
         Cursor::open_with(sql, &[], goal)
     }
 
     /// The same of a SELECT with parameters, none of them NULL: the type and value of each.
     pub fn open_with(sql: &str, params: &[(pg_sys::Oid, Datum)], goal: Goal) -> Cursor {
-        let (mut types, mut values): (Vec<_>, Vec<_>) = params.iter().copied().unzip();
         let sql = CString::new(sql).expect("text that comes from Postgres has no zero bytes");
         let fast = if goal == Goal::FirstRows {
             pg_sys::CURSOR_OPT_FAST_PLAN
@@ -56,24 +58,24 @@ impl Cursor {
             0
         };
         let options = (pg_sys::CURSOR_OPT_NO_SCROLL | fast) as c_int;
-        // SAFETY: the portal that SPI makes lives until the transaction ends, also after SPI_finish(); read_only runs
-        // it under the active snapshot. The name is copied, and so are the parameters; without nulls none of them is.
+        // SAFETY: as PerformCursorOpen() does for a query without views. What the portal needs is made in its memory; it lives
+        // until the transaction ends.
         let name = unsafe {
-            pg_sys::SPI_connect();
-            let (name, nulls) = (std::ptr::null(), std::ptr::null());
-            let portal = pg_sys::SPI_cursor_open_with_args(
-                name,
-                sql.as_ptr(),
-                params.len() as c_int,
-                types.as_mut_ptr(),
-                values.as_mut_ptr(),
-                nulls,
-                true,
-                options,
-            );
-            let name = CStr::from_ptr((*portal).name).to_owned();
-            pg_sys::SPI_finish();
-            name
+            let portal = pg_sys::CreateNewPortal();
+            (*portal).visible = false;
+            let caller = pg_sys::MemoryContextSwitchTo((*portal).portalContext);
+            let (params, mut types) = parameters(params);
+            let text = pg_sys::pstrdup(sql.as_ptr());
+            let query = analyzed(text, &mut types);
+            let plan = pg_sys::pg_plan_query(query, text, options, params);
+            let plans = pg_sys::lappend(std::ptr::null_mut(), plan.cast());
+            let tag = pg_sys::CommandTag::CMDTAG_SELECT;
+            let none = std::ptr::null_mut();
+            pg_sys::PortalDefineQuery(portal, std::ptr::null(), text, tag, plans, none);
+            (*portal).cursorOptions = options;
+            pg_sys::MemoryContextSwitchTo(caller);
+            pg_sys::PortalStart(portal, params, 0, pg_sys::GetActiveSnapshot());
+            CStr::from_ptr((*portal).name).to_owned()
         };
         Cursor { name }
     }
@@ -108,6 +110,71 @@ impl Cursor {
             let portal = pg_sys::SPI_cursor_find(self.name.as_ptr());
             if !portal.is_null() {
                 pg_sys::SPI_cursor_close(portal);
+            }
+        }
+    }
+}
+
+/// Parameters in the current memory context, where their values need not be, and their types.
+unsafe fn parameters(params: &[(pg_sys::Oid, Datum)]) -> (pg_sys::ParamListInfo, Vec<pg_sys::Oid>) {
+    // SAFETY: the list has room for as many parameters; copyParamList() copies their values, too.
+    unsafe {
+        let list = pg_sys::makeParamList(params.len() as c_int);
+        let places = (*list).params.as_mut_slice(params.len());
+        for (place, (type_oid, value)) in places.iter_mut().zip(params) {
+            place.ptype = *type_oid;
+            place.value = *value;
+            place.isnull = false;
+            place.pflags = pg_sys::PARAM_FLAG_CONST as u16;
+        }
+        let types = params.iter().map(|(type_oid, _)| *type_oid);
+        (pg_sys::copyParamList(list), types.collect())
+    }
+}
+
+/// A SELECT of tables, for whose columns nobody's right is asked for.
+unsafe fn analyzed(text: *const c_char, types: &mut [pg_sys::Oid]) -> *mut pg_sys::Query {
+    // SAFETY: the parser gives one statement for the text of one.
+    unsafe {
+        let statements = pg_sys::raw_parser(text, pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+        let statement = cells(statements)[0].ptr_value.cast::<pg_sys::RawStmt>();
+        let none = std::ptr::null_mut();
+        let count = types.len() as c_int;
+        #[cfg(feature = "pg14")]
+        let query = pg_sys::parse_analyze(statement, text, types.as_mut_ptr(), count, none);
+        #[cfg(not(feature = "pg14"))]
+        let query =
+            pg_sys::parse_analyze_fixedparams(statement, text, types.as_mut_ptr(), count, none);
+        ask_for_no_right(query);
+        query
+    }
+}
+
+#[cfg(any(feature = "pg14", feature = "pg15"))]
+unsafe fn ask_for_no_right(query: *mut pg_sys::Query) {
+    // SAFETY: the cells of a range table are its entries, a subquery's is a query.
+    unsafe {
+        for cell in cells((*query).rtable) {
+            let entry = cell.ptr_value.cast::<pg_sys::RangeTblEntry>();
+            (*entry).requiredPerms = 0;
+            if !(*entry).subquery.is_null() {
+                ask_for_no_right((*entry).subquery);
+            }
+        }
+    }
+}
+
+#[cfg(not(any(feature = "pg14", feature = "pg15")))]
+unsafe fn ask_for_no_right(query: *mut pg_sys::Query) {
+    // SAFETY: the cells of a range table are its entries, a subquery's is a query.
+    unsafe {
+        for cell in cells((*query).rteperminfos) {
+            (*cell.ptr_value.cast::<pg_sys::RTEPermissionInfo>()).requiredPerms = 0;
+        }
+        for cell in cells((*query).rtable) {
+            let entry = cell.ptr_value.cast::<pg_sys::RangeTblEntry>();
+            if !(*entry).subquery.is_null() {
+                ask_for_no_right((*entry).subquery);
             }
         }
     }

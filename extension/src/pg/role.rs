@@ -85,6 +85,31 @@ impl AsRole {
     }
 }
 
+impl AsRole {
+    /// Gives settings of the form `prefix.name` a value until the role is left again, and leaves out what is none.
+    pub fn set(&self, settings: &[(String, String)]) {
+        for (name, value) in settings.iter().filter(|(name, _)| is_custom(name)) {
+            let (Ok(name), Ok(value)) = (CString::new(name.as_str()), CString::new(value.as_str()))
+            else {
+                continue;
+            };
+            pin(&name, &value);
+        }
+    }
+}
+
+/// Is it the name of a setting that nobody but its users gives a meaning: identifiers, at least two, joined by dots?
+fn is_custom(name: &str) -> bool {
+    let is_identifier = |part: &str| {
+        let mut chars = part.chars();
+        chars
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+            && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
+    };
+    name.contains('.') && name.len() < 64 && name.split('.').all(is_identifier)
+}
+
 impl Drop for AsRole {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -137,7 +162,7 @@ fn search_path() -> String {
 }
 
 /// The value of one of the server's settings; None when there is no such setting.
-pub(super) fn setting(name: &CStr) -> Option<String> {
+pub fn setting(name: &CStr) -> Option<String> {
     // SAFETY: with missing_ok GetConfigOption() returns null for an unknown name, else a string that is copied here.
     unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
@@ -178,14 +203,6 @@ pub fn current() -> String {
         let name = pg_sys::GetUserNameFromId(pg_sys::GetUserId(), false);
         CStr::from_ptr(name).to_string_lossy().into_owned()
     }
-}
-
-/// Whether row-level security applies to the current user on this table. Such tables are refused: a shape is never
-/// served unfiltered.
-pub fn row_security_applies(relid: pg_sys::Oid) -> bool {
-    // SAFETY: with noError set check_enable_rls() does not raise; InvalidOid stands for the current user.
-    let answer = unsafe { pg_sys::check_enable_rls(relid, pg_sys::InvalidOid, true) };
-    answer == pg_sys::CheckEnableRlsResult::RLS_ENABLED as c_int
 }
 
 /// The first of these columns that the current user may not SELECT. As in a query, the right on the table covers all.

@@ -105,6 +105,7 @@ impl Attached {
             table: &definition.table,
             columns: &definition.columns,
             where_text: definition.where_text.as_deref(),
+            policies: definition.policies_of(definition.relid),
         };
         let clause = resolver.resolve(asked, |lifted| {
             definition.require_same(lifted.map_or("", |lifted| &lifted.uses))?;

@@ -1,5 +1,7 @@
 //! From a request to a [`Definition`], or to what is wrong with the request (docs/protocol.md, section 2.1).
 
+use std::collections::BTreeMap;
+
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode::{
     ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_COLUMN,
@@ -60,10 +62,15 @@ struct Request {
     replica: String,
     log: String,
     role: Option<String>,
+    /// Settings that say who the caller is, by name.
+    settings: Vec<(String, String)>,
+    /// Values of a named shape's parameters: an object, or null.
+    named: Value,
 }
 
 /// `shapefeed._define`: the definition of the shape that is asked for, or what is wrong with the request.
 #[pgrx::pg_extern(sql = false)]
+#[allow(clippy::too_many_arguments)] // the arguments of an SQL function
 fn _define(
     relation: Vec<String>,
     clause: Option<String>,
@@ -72,6 +79,8 @@ fn _define(
     replica: String,
     log: String,
     role: Option<String>,
+    settings: Option<JsonB>,
+    named: Option<JsonB>,
 ) -> JsonB {
     let request = Request {
         relation,
@@ -81,11 +90,25 @@ fn _define(
         replica,
         log,
         role,
+        settings: settings.map(read_settings).unwrap_or_default(),
+        named: named.map_or(Value::Null, |named| named.0),
     };
     JsonB(match define(request) {
         Ok(definition) => json!(definition),
         Err(answer) => answer.into_json(),
     })
+}
+
+/// The settings of an object whose values are texts.
+fn read_settings(settings: JsonB) -> Vec<(String, String)> {
+    let Value::Object(settings) = settings.0 else {
+        return Vec::new();
+    };
+    let text = |(name, value)| match value {
+        Value::String(value) => Some((name, value)),
+        _ => None,
+    };
+    settings.into_iter().filter_map(text).collect()
 }
 
 /// The definition of a shape for the current user, or the error that says what is wrong with it.
@@ -104,6 +127,8 @@ pub fn for_current_user(
         replica,
         log: "full".into(),
         role: None,
+        settings: Vec::new(),
+        named: Value::Null,
     };
     define(request).map_err(Answer::into_error)
 }
@@ -119,6 +144,8 @@ fn named(name: &str, asked: &Request) -> Result<Request> {
         return Err(Answer::Wrong(field, "can't be given with shape".into()));
     }
     let kept = named::find(name).map_err(|error| Answer::Wrong("shape", error.to_string()))?;
+    let bound = kept.bind(&asked.named, Some(&asked.settings));
+    let (clause, params) = bound.map_err(|why| Answer::Wrong("params", why))?;
     let replica = if asked.replica == "default" {
         kept.replica
     } else {
@@ -126,12 +153,14 @@ fn named(name: &str, asked: &Request) -> Result<Request> {
     };
     Ok(Request {
         relation: vec![kept.schema, kept.table],
-        clause: kept.clause,
-        params: vec![],
+        clause,
+        params,
         columns: kept.columns,
         replica,
         log: asked.log.clone(),
         role: asked.role.clone(),
+        settings: asked.settings.clone(),
+        named: Value::Null,
     })
 }
 
@@ -146,6 +175,7 @@ fn define(request: Request) -> Result<Definition> {
         .map_err(|_| Answer::Wrong("log", "is invalid".into()))?;
     let role = request.role.unwrap_or_else(role::current);
     let guard = AsRole::enter(&role).map_err(|error| Answer::Denied(error.to_string()))?;
+    guard.set(&request.settings);
     let table = find_table(&request.relation)?;
     let selected = select_columns(&table, request.columns.as_deref())?;
     let Clause {
@@ -153,8 +183,13 @@ fn define(request: Request) -> Result<Definition> {
         columns: where_columns,
         uses,
         inner,
-    } = read_clause(&table, request.clause.as_deref(), &request.params)?;
+        leaky: _,
+    } = secured(
+        &table,
+        read_clause(&table, request.clause.as_deref(), &request.params)?,
+    )?;
     let where_names = names_of(&table, &where_columns);
+    let policies = policies_of(table.relid.to_u32(), &inner);
     let read = [
         numbers(selected.iter().copied()),
         where_columns,
@@ -181,6 +216,7 @@ fn define(request: Request) -> Result<Definition> {
         replica,
         log,
         role,
+        policies,
         hash: String::new(),
         key: key_names(&table),
         uses,
@@ -285,6 +321,8 @@ pub(super) struct Clause {
     uses: String,
     /// The tables of its subqueries.
     inner: Vec<Inner>,
+    /// It might tell of rows that it is evaluated for.
+    pub leaky: bool,
 }
 
 fn read_clause(table: &Table, clause: Option<&str>, params: &[Option<String>]) -> Result<Clause> {
@@ -296,6 +334,40 @@ fn read_clause(table: &Table, clause: Option<&str>, params: &[Option<String>]) -
         return read_subqueries(table, clause, params);
     }
     canonical(table, clause, params, None).map_err(wrong)
+}
+
+/// A clause with the policies for the current user put in, where row-level security applies.
+fn secured(table: &Table, own: Clause) -> Result<Clause> {
+    let cannot = |why: &str| {
+        let why = expr::without_place(why);
+        let name = format!("\"{}\".\"{}\"", table.schema, table.name);
+        Answer::Denied(format!("no shape can be made of table {name}: {why}"))
+    };
+    let text =
+        expr::secured(table.relid, own.text.as_deref()).map_err(|Refused(why)| cannot(&why))?;
+    let Some(text) = text else { return Ok(own) };
+    let both = read_clause(table, Some(&text), &[]);
+    both.map_err(|answer| match answer {
+        Answer::Wrong(_, why) => {
+            let tables = std::iter::once(table.relid.to_u32());
+            let tables = tables.chain(own.inner.iter().map(|inner| inner.relid));
+            let policy = tables
+                .into_iter()
+                .find_map(|relid| expr::unmaintainable(pgrx::pg_sys::Oid::from_u32(relid)));
+            cannot(&policy.unwrap_or(why))
+        }
+        denied => denied,
+    })
+}
+
+/// Digests of policies for the current user, of each table to which row-level security applies.
+fn policies_of(relid: u32, inner: &[Inner]) -> BTreeMap<u32, String> {
+    let all = std::iter::once(relid).chain(inner.iter().map(|inner| inner.relid));
+    let state = |relid: u32| {
+        let state = expr::policy_state(pgrx::pg_sys::Oid::from_u32(relid));
+        state.map(|state| (relid, state))
+    };
+    all.filter_map(state).collect()
 }
 
 fn read_subqueries(table: &Table, clause: &str, params: &[Option<String>]) -> Result<Clause> {
@@ -336,6 +408,7 @@ fn read_subqueries(table: &Table, clause: &str, params: &[Option<String>]) -> Re
         text: Some(text),
         uses: analyzed.uses,
         inner,
+        leaky: true,
     })
 }
 
@@ -362,6 +435,7 @@ pub(super) fn canonical(
     Ok(Clause {
         text: Some(text),
         columns,
+        leaky: given.is_leaky(),
         uses: given.uses,
         inner: Vec::new(),
     })

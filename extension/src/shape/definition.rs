@@ -1,5 +1,7 @@
 //! A shape's definition: what a request asks for, resolved against the catalogs under the caller's rights.
 
+use std::collections::BTreeMap;
+
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode::{
     ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_COLUMN,
@@ -66,6 +68,10 @@ pub struct Definition {
     pub log: Log,
     /// The role that it is evaluated for.
     pub role: String,
+    /// For each table that it is about to which row-level security applies, a digest of the policies, which are a part of the
+    /// where clause.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub policies: BTreeMap<u32, String>,
     /// Digest of everything else up to here, of `key` and of `uses`, in decimal digits.
     pub hash: String,
     /// Names of the primary key's columns in key order; empty for a table without one.
@@ -134,6 +140,7 @@ impl Definition {
         if table.relid.to_u32() != self.relid {
             return Err(undefined());
         }
+        self.require_same_policies()?;
         let mut columns = [numbers_of(&table, &self.columns)?, identity(&table)].concat();
         if !self.inner.is_empty() {
             self.analyzed()?;
@@ -146,6 +153,17 @@ impl Definition {
         let denied = |message| Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, "");
         check_rights(&table, columns).map_err(denied)?;
         Ok(guard)
+    }
+
+    /// An error if the policies of its tables are not what they were. To be called while acting as the shape's role.
+    pub fn require_same_policies(&self) -> Result<()> {
+        self.relations()
+            .try_for_each(|relid| require_policies(relid, self.policies_of(relid)))
+    }
+
+    /// The digest of a table's policies; none where row-level security does not apply.
+    pub fn policies_of(&self, relid: u32) -> Option<&str> {
+        self.policies.get(&relid).map(String::as_str)
     }
 
     /// An error if what the where clause depends on is not what it was.
@@ -177,6 +195,10 @@ impl Definition {
             let inner = serde_json::to_vec(&self.inner);
             bytes.extend(inner.expect("numbers and strings have a JSON form"));
         }
+        if !self.policies.is_empty() {
+            let policies = serde_json::to_vec(&self.policies);
+            bytes.extend(policies.expect("numbers and strings have a JSON form"));
+        }
         xxhash_rust::xxh3::xxh3_64(&bytes).to_string()
     }
 }
@@ -187,6 +209,16 @@ pub(super) fn require_same(old: &str, now: &str) -> Result<()> {
         return Ok(());
     }
     let why = "a function or collation that the where clause uses is another one now";
+    Err(Error::MustRefetch(why.into()))
+}
+
+/// An error if the policies for the current user on a table have another digest.
+pub(super) fn require_policies(relid: u32, policies: Option<&str>) -> Result<()> {
+    let relid = pgrx::pg_sys::Oid::from_u32(relid);
+    if expr::policy_state(relid).as_deref() == policies {
+        return Ok(());
+    }
+    let why = "row-level security is not what it was";
     Err(Error::MustRefetch(why.into()))
 }
 
@@ -215,14 +247,9 @@ pub(super) fn numbers_of(table: &Table, names: &[String]) -> Result<Vec<i16>> {
     names.iter().map(number).collect()
 }
 
-/// Whether the current user may read these columns of every row; if not, why.
+/// Whether the current user may read these columns, of the rows that policies let pass; if not, why.
 pub(super) fn check_rights(table: &Table, columns: Vec<i16>) -> std::result::Result<(), String> {
     let name = format!("\"{}\".\"{}\"", table.schema, table.name);
-    if role::row_security_applies(table.relid) {
-        return Err(format!(
-            "row-level security applies to table {name}, no shape can be made of it"
-        ));
-    }
     let Some(unreadable) = role::first_unreadable(table.relid, &columns) else {
         return Ok(());
     };

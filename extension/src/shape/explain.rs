@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+use pgrx::JsonB;
+use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::pg::expr::{self, Condition, Refused};
 use crate::pg::image::Row;
 use crate::pg::memory::Context;
+use crate::pg::owner::owns_relation;
 use crate::pg::query::{Cursor, Goal, identifier, literal, qualified, type_name};
 use crate::pg::reading::Latest;
 use crate::pg::role::AsRole;
@@ -260,6 +262,7 @@ fn explain_shape(
     columns: Option<Vec<String>>,
     key: Option<Vec<Option<String>>>,
     shape: Option<String>,
+    named: Option<JsonB>,
 ) -> TableIterator<
     'static,
     (
@@ -276,7 +279,13 @@ fn explain_shape(
         columns,
         replica: None,
         shape,
+        named,
     };
     let definition = named::define(asked).or_raise();
+    if key.is_some() && !definition.policies.is_empty() && !owns_relation(definition.relid) {
+        let message = "must be the owner of the table to ask about one of its rows".to_string();
+        let hint = "Row-level security applies to the table, and the row may be one that it hides.";
+        Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, hint).raise();
+    }
     TableIterator::new(explain(&definition, key.as_deref()).or_raise())
 }

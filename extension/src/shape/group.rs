@@ -29,7 +29,7 @@ pub struct Group {
     /// What shapes select from it. Shapes refer to these by index.
     pub selections: Vec<(Vec<String>, Replica)>,
     /// For whom where clauses are evaluated. Templates refer to these by index.
-    pub roles: Vec<String>,
+    pub callers: Vec<Caller>,
     /// The where clauses. None where one is no more; routers may still name it.
     pub clauses: Vec<Option<Clause>>,
     /// Forms of where clauses. Clauses refer to these by index.
@@ -54,7 +54,16 @@ pub struct Group {
     dead: usize,
 }
 
-/// A where clause for a role.
+/// For whom where clauses are evaluated.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The role.
+    pub role: String,
+    /// A digest of the policies for it that are a part of the clauses; None if row-level security does not apply.
+    pub policies: Option<String>,
+}
+
+/// A where clause for a caller.
 pub struct Clause {
     /// Index of its form.
     pub template: u32,
@@ -187,7 +196,7 @@ impl Group {
             table: definition.table.clone(),
             key: definition.key.clone(),
             selections: Vec::new(),
-            roles: Vec::new(),
+            callers: Vec::new(),
             clauses: Vec::new(),
             templates: Vec::new(),
             routers: Vec::new(),
@@ -214,7 +223,7 @@ impl Group {
     pub fn some_role(&self) -> &str {
         let clause = self.clauses.iter().flatten().next();
         clause.map_or("", |clause| {
-            &self.roles[self.template(clause).role as usize]
+            &self.callers[self.template(clause).role as usize].role
         })
     }
 
@@ -225,7 +234,7 @@ impl Group {
             hash: definition.number(),
             selection: self.selection(definition),
         };
-        let role = self.role(&definition.role);
+        let role = self.caller(definition);
         let text = definition.where_text.as_deref();
         let keyless = self.key.is_empty() && self.find(role, text).is_none();
         let keyless = keyless.then(|| Keyless::new(definition));
@@ -261,11 +270,17 @@ impl Group {
         }) as u32
     }
 
-    fn role(&mut self, role: &str) -> u32 {
-        let known = self.roles.iter().position(|other| other == role);
+    fn caller(&mut self, definition: &Definition) -> u32 {
+        let policies = definition.policies_of(self.family.relid);
+        let same =
+            |other: &Caller| other.role == definition.role && other.policies.as_deref() == policies;
+        let known = self.callers.iter().position(same);
         known.unwrap_or_else(|| {
-            self.roles.push(role.to_string());
-            self.roles.len() - 1
+            self.callers.push(Caller {
+                role: definition.role.clone(),
+                policies: policies.map(str::to_string),
+            });
+            self.callers.len() - 1
         }) as u32
     }
 

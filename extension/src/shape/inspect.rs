@@ -32,6 +32,7 @@ fn visible_rows(
     columns: Option<Vec<String>>,
     at_position: Option<i64>,
     shape: Option<String>,
+    named: Option<JsonB>,
 ) -> SetOfIterator<'static, JsonB> {
     /// Rows are read in stretches of this size.
     const THRESHOLD: u64 = 4 << 20;
@@ -42,6 +43,7 @@ fn visible_rows(
         columns,
         replica: None,
         shape,
+        named,
     };
     let definition = named::define(asked).or_raise();
     let newest = || place::pin(&definition).or_raise().position;
@@ -112,6 +114,7 @@ fn changes(
     to_position: Option<i64>,
     replica: Option<String>,
     shape: Option<String>,
+    named: Option<JsonB>,
 ) -> TableIterator<
     'static,
     (
@@ -131,6 +134,7 @@ fn changes(
         columns,
         replica,
         shape,
+        named,
     };
     let definition = named::define(asked).or_raise();
     let from = from_position.unwrap_or_else(|| beginning(&definition).or_raise());

@@ -17,6 +17,7 @@ pub mod cursor;
 pub mod keyless;
 pub mod merge;
 pub mod overlay;
+mod parameters;
 pub mod rows;
 pub mod snapshot;
 pub mod subset;

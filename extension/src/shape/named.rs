@@ -1,17 +1,21 @@
 //! Named shapes: requests without parameters that are kept under a name. What they name is looked up each time that they
 //! are used, with the rights of who uses them.
 
+use pgrx::JsonB;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
+use serde_json::Value;
 
 use super::define::for_current_user;
 use super::definition::Definition;
+use super::parameters::{self, Parameters};
 use crate::capture::tracked::as_owner;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::owner::owns_relation;
 use crate::pg::query::qualified;
 use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::role;
 use crate::pg::{database, xact};
 
 /// What a person says of a shape: its table and what is wanted of it, or its name.
@@ -23,6 +27,8 @@ pub(super) struct Asked {
     pub columns: Option<Vec<String>>,
     pub replica: Option<String>,
     pub shape: Option<String>,
+    /// Values of the named shape's parameters.
+    pub named: Option<JsonB>,
 }
 
 /// The shape of the current user that is asked for.
@@ -34,9 +40,16 @@ pub(super) fn define(asked: Asked) -> Result<Definition> {
         columns,
         replica,
         shape,
+        named,
     } = asked;
     let Some(name) = shape else {
         let (schema, table) = names(relation)?;
+        if named.is_some() {
+            return Err(invalid(
+                "values of parameters are given, and no shape's name".into(),
+                "Of a table's where clause, they are $1, $2 … and given as params.",
+            ));
+        }
         let replica = replica.unwrap_or("default".into());
         return for_current_user(vec![schema, table], clause, params, columns, replica);
     };
@@ -48,13 +61,21 @@ pub(super) fn define(asked: Asked) -> Result<Definition> {
         ));
     }
     let kept = find(&name)?;
+    let given = named.map_or(Value::Null, |named| named.0);
+    let bound = kept.bind(&given, None);
+    let (clause, params) =
+        bound.map_err(|why| invalid(why, "View shapefeed.shapes has the parameters."))?;
     for_current_user(
         vec![kept.schema, kept.table],
-        kept.clause,
-        None,
+        clause,
+        Some(params),
         kept.columns,
         replica.unwrap_or(kept.replica),
     )
+}
+
+fn invalid(message: String, hint: &'static str) -> Error {
+    Error::Sql(Code::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
 /// Schema and name of a table.
@@ -86,11 +107,43 @@ pub(super) struct Kept {
     pub clause: Option<String>,
     pub columns: Option<Vec<String>>,
     pub replica: String,
+    params: Parameters,
+}
+
+impl Kept {
+    /// Its where clause with a number for each parameter, and their values: of those that are given, and of the claims in
+    /// these settings, or in the session's.
+    pub fn bind(
+        &self,
+        given: &Value,
+        settings: Option<&[(String, String)]>,
+    ) -> std::result::Result<(Option<String>, Vec<Option<String>>), String> {
+        let none = serde_json::Map::new();
+        let given = match given {
+            Value::Object(given) => given,
+            Value::Null => &none,
+            _ => return Err("values of parameters are an object by name".into()),
+        };
+        let claims = match settings {
+            Some(settings) => {
+                let found = settings
+                    .iter()
+                    .find(|(name, _)| name == "request.jwt.claims");
+                found.map(|(_, value)| value.clone())
+            }
+            None => role::setting(c"request.jwt.claims"),
+        };
+        let claims = claims.and_then(|claims| serde_json::from_str(&claims).ok());
+        let clause = self.clause.as_deref().unwrap_or("true");
+        let claims = claims.unwrap_or(Value::Null);
+        let (bound, values) = parameters::bind(clause, &self.params, given, &claims)?;
+        Ok((self.clause.is_some().then_some(bound), values))
+    }
 }
 
 /// The shape of a name.
 pub(super) fn find(name: &str) -> Result<Kept> {
-    let query = r#"select s."schema", s."table", s."where", s.columns, s.replica,
+    let query = r#"select s."schema", s."table", s."where", s.columns, s.replica, s.params,
                           (select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                            where n.nspname = s."schema" and c.relname = s."table")
                    from shapefeed.shape s where s.name = $1"#;
@@ -108,7 +161,8 @@ pub(super) fn find(name: &str) -> Result<Kept> {
                 clause: row.get(3)?,
                 columns: row.get(4)?,
                 replica: text(5)?,
-                relid: row.get(6)?,
+                params: parameters_of(row.get::<JsonB>(6)?),
+                relid: row.get(7)?,
             }))
         })
     });
@@ -121,6 +175,29 @@ pub(super) fn find(name: &str) -> Result<Kept> {
     })
 }
 
+/// As they are kept: what create_shape has read can be read again.
+fn parameters_of(kept: Option<JsonB>) -> Parameters {
+    kept.and_then(|kept| parameters::declared(kept.0).ok())
+        .unwrap_or_default()
+}
+
+/// The parameters of a shape that is made, all of types that there are.
+fn declared(params: Option<JsonB>) -> Result<Parameters> {
+    let hint = "Write them as '{\"user_id\": \"int4\"}'.";
+    let params = params.map_or(Ok(Parameters::new()), |params| {
+        parameters::declared(params.0)
+    });
+    let params = params.map_err(|why| invalid(why, hint))?;
+    for parameter in params.values() {
+        let name = parameter.type_name();
+        let query = "select pg_catalog.to_regtype($1) is not null";
+        if Spi::get_one_with_args::<bool>(query, &[name.into()]) != Ok(Some(true)) {
+            return Err(invalid(format!("type \"{name}\" does not exist"), hint));
+        }
+    }
+    Ok(params)
+}
+
 fn not_owner(what: String) -> Error {
     Error::Sql(
         Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -129,7 +206,7 @@ fn not_owner(what: String) -> Error {
     )
 }
 
-fn create(name: &str, asked: Asked) -> Result<()> {
+fn create(name: &str, mut asked: Asked, params: Option<JsonB>) -> Result<()> {
     if name.is_empty() {
         let hint = "Clients ask for the shape by its name.";
         let message = "the name of the shape is empty".into();
@@ -137,13 +214,17 @@ fn create(name: &str, asked: Asked) -> Result<()> {
     }
     let (clause, columns) = (asked.clause.clone(), asked.columns.clone());
     let replica = asked.replica.clone().unwrap_or("default".into());
+    let params = declared(params)?;
+    asked.clause = clause
+        .as_deref()
+        .map(|clause| parameters::without_values(clause, &params));
     let definition = define(asked)?;
     if !owns_relation(definition.relid) {
         let table = relation::quoted_name(definition.relid);
         return Err(not_owner(format!("table {table}")));
     }
-    let insert = r#"insert into shapefeed.shape (name, "schema", "table", "where", columns, replica)
-                    values ($1, $2, $3, $4, $5, $6) on conflict do nothing returning true"#;
+    let insert = r#"insert into shapefeed.shape (name, "schema", "table", "where", columns, replica, params)
+                    values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing returning true"#;
     let values = [
         name.into(),
         definition.schema.into(),
@@ -151,6 +232,7 @@ fn create(name: &str, asked: Asked) -> Result<()> {
         clause.into(),
         columns.into(),
         replica.into(),
+        JsonB(serde_json::json!(params)).into(),
     ];
     let is_new = as_owner(|| Spi::get_one_with_args::<bool>(insert, &values));
     if is_new == Ok(Some(true)) {
@@ -186,6 +268,7 @@ fn create_shape(
     clause: Option<String>,
     columns: Option<Vec<String>>,
     replica: Option<String>,
+    params: Option<JsonB>,
 ) {
     xact::require_writable(c"shapefeed.create_shape()");
     let asked = Asked {
@@ -195,7 +278,7 @@ fn create_shape(
         replica,
         ..Asked::default()
     };
-    create(&name.unwrap_or_default(), asked).or_raise();
+    create(&name.unwrap_or_default(), asked, params).or_raise();
 }
 
 /// `shapefeed.drop_shape`: forgets a named shape.

@@ -384,7 +384,7 @@ impl Pass<'_> {
         }
         let work = group.work(&candidates);
         for work in work.chunk_by(|a, b| a.role == b.role) {
-            self.act_as(&group.roles[work[0].role as usize])?;
+            self.act_as(&group.callers[work[0].role as usize].role)?;
             // What all of them do within the time that each has, none of them exceeds.
             let limit = guc::clause_time_limit(effects.len());
             let evaluate = |group: &mut Group, work: &[Work]| {
@@ -451,7 +451,7 @@ impl Pass<'_> {
         sides: Vec<Side>,
     ) -> Result<Vec<Side>> {
         if let Some(role) = group.role_of(number) {
-            self.act_as(&group.roles[role as usize])?;
+            self.act_as(&group.callers[role as usize].role)?;
         }
         let clause = group.clauses[number as usize].as_mut();
         let Some(keyless) = clause.and_then(|clause| clause.keyless.as_mut()) else {

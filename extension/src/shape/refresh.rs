@@ -115,12 +115,13 @@ impl Group {
 
     fn asked<'a>(&'a self, role: u32, selection: u32, text: Option<&'a str>) -> Asked<'a> {
         Asked {
-            role: &self.roles[role as usize],
+            role: &self.callers[role as usize].role,
             relid: self.family.relid,
             schema: &self.schema,
             table: &self.table,
             columns: &self.selections[selection as usize].0,
             where_text: text,
+            policies: self.callers[role as usize].policies.as_deref(),
         }
     }
 
@@ -150,18 +151,19 @@ impl Group {
         for (text, definition, shape) in shapes {
             let text = text.as_deref();
             let (columns, _) = self.selections[shape.selection as usize].clone();
-            let (name, schema, table) = (
-                self.roles[role as usize].clone(),
+            let (caller, schema, table) = (
+                self.callers[role as usize].clone(),
                 self.schema.clone(),
                 self.table.clone(),
             );
             let asked = Asked {
-                role: &name,
+                role: &caller.role,
                 relid: self.family.relid,
                 schema: &schema,
                 table: &table,
                 columns: &columns,
                 where_text: text,
+                policies: caller.policies.as_deref(),
             };
             let add = |lifted: Option<&Lifted>| -> Result<u32> {
                 require_same(&uses, lifted.map_or("", |lifted| &lifted.uses))?;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode::{ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE};
 
-use super::definition::{check_rights, identity, numbers_of, undefined};
+use super::definition::{check_rights, identity, numbers_of, require_policies, undefined};
 use crate::error::{Error, Result};
 use crate::pg::attempt::attempt;
 use crate::pg::expr::{self, Lifted, Refused};
@@ -28,6 +28,8 @@ pub struct Asked<'a> {
     pub columns: &'a [String],
     /// Its where clause in canonical form; None if every row is in.
     pub where_text: Option<&'a str>,
+    /// The digest of the table's policies that are a part of it; None if row-level security does not apply.
+    pub policies: Option<&'a str>,
 }
 
 /// What has been found out about roles and tables stays known while this lives, which must not be beyond a transaction.
@@ -87,6 +89,7 @@ fn find(asked: Asked<'_>) -> Result<Rc<Table>> {
 }
 
 fn check(asked: Asked<'_>, table: &Table) -> Result<Option<Lifted>> {
+    require_policies(asked.relid, asked.policies)?;
     let mut columns = numbers_of(table, asked.columns)?;
     if table.key.is_empty() {
         columns.extend(identity(table)); // a key is among the columns of a shape; inner selects need none

@@ -53,6 +53,8 @@ struct Clauses {
     condition: Option<String>,
     /// The columns that it names.
     columns: Vec<i16>,
+    /// The condition might tell of rows that it is evaluated for.
+    leaky: bool,
     order: Order,
 }
 
@@ -162,6 +164,7 @@ impl Request {
         let Clause {
             text: condition,
             columns,
+            leaky,
             ..
         } = match condition.transpose() {
             Ok(found) => found.unwrap_or_default(),
@@ -180,6 +183,7 @@ impl Request {
             Ok(()) => Ok(Clauses {
                 condition,
                 columns,
+                leaky,
                 order,
             }),
             Err(text) => Err(json!({"where": [text]})),
@@ -345,8 +349,17 @@ impl<'a> Query<'a> {
 
     fn conditions(&self) -> Vec<String> {
         let mut conditions = self.shape();
-        let text = self.clauses.condition.iter();
-        conditions.extend(text.map(|text| format!("({text})")));
+        let Some(text) = &self.clauses.condition else {
+            return conditions;
+        };
+        // What might tell of a row is asked only of those that policies let pass.
+        let guard = self.request.definition.where_text.as_ref();
+        match guard.filter(|_| self.clauses.leaky && !self.request.definition.policies.is_empty()) {
+            Some(guard) => {
+                conditions.push(format!("case when {guard} then ({text}) else false end"));
+            }
+            None => conditions.push(format!("({text})")),
+        }
         conditions
     }
 

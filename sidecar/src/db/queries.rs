@@ -72,15 +72,19 @@ impl Db {
             Source::Named(name) => vec![name.as_str()],
         };
         let (replica, log) = (shape.replica.as_str(), shape.log.as_str());
-        let sql = "select shapefeed._define($1, $2, $3, $4, $5, $6, $7)";
-        let arguments: [&(dyn ToSql + Sync); 7] = [
+        let sql = "select shapefeed._define($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9)";
+        let role = shape.caller.role.as_ref().or(self.role.as_ref());
+        let named = (!shape.named.is_empty()).then_some(AsJson(&shape.named));
+        let arguments: [&(dyn ToSql + Sync); 9] = [
             &relation,
             &shape.condition,
             &shape.params,
             &shape.columns,
             &replica,
             &log,
-            &self.role,
+            &role,
+            &shape.caller.settings,
+            &named,
         ];
         let AsJson(answer): AsJson<Box<RawValue>> = self.one(sql, &arguments).await?.try_get(0)?;
         read_definition(answer)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
@@ -25,9 +25,13 @@ const UNKNOWN_WITHIN: Duration = Duration::from_millis(500);
 const NO_SHAPE: Error = Error::NotFound("No existing shape found");
 
 /// Rotates; 202 when no request here can be answered with an old handle any more.
-pub async fn delete(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Response {
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
     let query = Query::parse(query.as_deref().unwrap_or(""));
-    let mut response = match run(&app, &query).await {
+    let mut response = match run(&app, &query, &headers).await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
         Err(error) => error.into_response(),
     };
@@ -37,12 +41,16 @@ pub async fn delete(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> R
     response
 }
 
-async fn run(app: &Arc<App>, query: &Query<'_>) -> Result<(), Error> {
+async fn run(app: &Arc<App>, query: &Query<'_>, headers: &HeaderMap) -> Result<(), Error> {
     authorize(&app.config, query)?;
+    let identity = app.identify(headers).await?;
     if !app.config.allow_delete {
         return Err(Error::NotAllowed("DELETE not allowed"));
     }
-    let request = params::delete_request(query).map_err(Error::Invalid)?;
+    let mut request = params::delete_request(query).map_err(Error::Invalid)?;
+    if let Some(shape) = &mut request.shape {
+        shape.caller = identity.caller;
+    }
     let (hash, definition) = target(app, &request).await?;
     rotate(app, hash, definition.as_deref()).await
 }

@@ -14,6 +14,7 @@ use crate::access::authorize;
 use crate::answer::Asked;
 use crate::app::App;
 use crate::body;
+use crate::caching;
 use crate::compression::Coding;
 use crate::error::Error;
 use crate::offset::Offset;
@@ -21,6 +22,7 @@ use crate::pace::Keeping;
 use crate::params::{self, ShapeRequest};
 use crate::query::Query;
 use crate::response::{self, Packing};
+use crate::token::Identity;
 
 /// How the database begins to say that a transaction moves more rows of a shape than may be.
 const AMPLIFICATION: &str = "amplification";
@@ -37,11 +39,12 @@ pub async fn get(State(app): State<Arc<App>>, head: Parts) -> Response {
     let holds = head.method != Method::HEAD;
     let request = authorize(&app.config, &query)
         .and_then(|()| params::shape_request(&query).map_err(Error::Invalid));
+    let (request, known) = known(&app, &head.headers, request).await;
     // A held request must not keep the buffer that it was read into.
     drop(query);
     drop(head);
     let response = answer(&app, request, holds, given, accepted).await;
-    keep(response, permit)
+    keep(known.shield(response), permit)
 }
 
 /// The same for a request with parameters in its body.
@@ -52,7 +55,6 @@ pub async fn post(
     body: Body,
 ) -> Response {
     let accepted = Coding::accepted(&headers);
-    drop(headers);
     let mut query = Query::parse(query.as_deref().unwrap_or(""));
     let permit = match admit(&app, &query) {
         Ok(permit) => permit,
@@ -62,11 +64,66 @@ pub async fn post(
         Ok(()) => read_body(&mut query, body).await,
         Err(error) => Err(error),
     };
-    let mut response = answer(&app, request, true, None, accepted).await;
+    let (request, known) = known(&app, &headers, request).await;
+    drop(headers);
+    let response = answer(&app, request, true, None, accepted).await;
+    let mut response = known.shield(response);
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     keep(response, permit)
+}
+
+/// What is known of who asks, as far as caches are concerned.
+struct Known {
+    /// Callers are told apart.
+    varies: bool,
+    is_private: bool,
+}
+
+impl Known {
+    /// No shared cache may show one caller's answer to another.
+    fn shield(&self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        if self.varies {
+            headers.append(header::VARY, HeaderValue::from_static("authorization"));
+        }
+        if self.is_private {
+            caching::make_private(headers);
+        }
+        response
+    }
+}
+
+/// A request made as its caller, who must be known before anything is said of what is asked for.
+async fn known(
+    app: &App,
+    headers: &HeaderMap,
+    request: Result<ShapeRequest, Error>,
+) -> (Result<(ShapeRequest, Option<Instant>), Error>, Known) {
+    let mut known = Known {
+        varies: app.tokens.is_some(),
+        is_private: false,
+    };
+    if matches!(request, Err(Error::Unauthorized)) {
+        return (Err(Error::Unauthorized), known);
+    }
+    let request = match app.identify(headers).await {
+        Ok(Identity {
+            caller,
+            is_private,
+            expires,
+        }) => {
+            known.is_private = is_private;
+            request.and_then(|mut request| {
+                app.allow(&request.shape)?;
+                request.shape.caller = caller;
+                Ok((request, expires))
+            })
+        }
+        Err(error) => Err(error),
+    };
+    (request, known)
 }
 
 /// Lets a request in, or puts it off.
@@ -91,7 +148,7 @@ async fn read_body(query: &mut Query<'_>, body: Body) -> Result<ShapeRequest, Er
 
 async fn answer(
     app: &Arc<App>,
-    request: Result<ShapeRequest, Error>,
+    request: Result<(ShapeRequest, Option<Instant>), Error>,
     holds: bool,
     given: Option<String>,
     accepted: Option<Coding>,
@@ -102,10 +159,17 @@ async fn answer(
         accepted,
     };
     let (class, result) = match request {
-        Ok(request) => (
-            class(&request),
-            serve(app, &request, holds, given.as_deref(), packing).await,
-        ),
+        Ok((request, expires)) => {
+            let asked = Asked {
+                app,
+                request: &request,
+                given: given.as_deref(),
+                holds,
+                expires,
+                at: Instant::now(),
+            };
+            (class(&request), serve(asked, packing).await)
+        }
         Err(error) => ("refused", Err(error)),
     };
     if let Err(Error::MustRefetch { reason, .. }) = &result {
@@ -132,20 +196,8 @@ fn class(request: &ShapeRequest) -> &'static str {
     }
 }
 
-async fn serve(
-    app: &Arc<App>,
-    request: &ShapeRequest,
-    holds: bool,
-    given: Option<&str>,
-    packing: Packing<'_>,
-) -> Result<Response, Error> {
-    let asked = Asked {
-        app,
-        request,
-        given,
-        holds,
-        at: Instant::now(),
-    };
+async fn serve(asked: Asked<'_>, packing: Packing<'_>) -> Result<Response, Error> {
+    let (app, request, given) = (asked.app, asked.request, asked.given);
     let definition = asked.definition().await?;
     let result = if let Some(subset) = &request.subset {
         asked.subset(&definition, subset, packing).await

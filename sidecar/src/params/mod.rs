@@ -43,6 +43,19 @@ pub struct ShapeParams {
     pub replica: Replica,
     /// With or without the rows that are there.
     pub log: Log,
+    /// Values of a named shape's parameters.
+    pub named: BTreeMap<String, String>,
+    /// Who asks.
+    pub caller: Caller,
+}
+
+/// Who asks for a shape.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// The role; None for that of all who ask.
+    pub role: Option<String>,
+    /// Settings that say more: a JSON object.
+    pub settings: Option<String>,
 }
 
 /// What a shape is of.
@@ -55,8 +68,8 @@ pub enum Source {
 }
 
 impl ShapeParams {
-    /// All columns of a table's rows, or of none of them.
-    pub fn of_table(table: Relation, rows: bool) -> Self {
+    /// All columns of a table's rows, or of none of them, for a caller.
+    pub fn of_table(table: Relation, rows: bool, caller: Caller) -> Self {
         ShapeParams {
             source: Source::Table(table),
             condition: (!rows).then(|| "false".into()),
@@ -65,6 +78,8 @@ impl ShapeParams {
             queryable: None,
             replica: Replica::Default,
             log: Log::Full,
+            named: BTreeMap::new(),
+            caller,
         }
     }
 
@@ -75,6 +90,9 @@ impl ShapeParams {
             Source::Table(_) => None,
         };
         let texts = self.condition.iter().chain(&self.params).chain(name);
+        let caller = self.caller.role.iter().chain(&self.caller.settings);
+        let named = self.named.iter().flat_map(|(name, value)| [name, value]);
+        let texts = texts.chain(caller).chain(named);
         let columns = self.columns.iter().flatten();
         size_of::<Self>()
             + texts
@@ -238,7 +256,13 @@ pub fn delete_request(query: &Query) -> Result<DeleteRequest, FieldErrors> {
 
 fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors> {
     let source = source(query)?;
-    let params = numbered(casts.params).map_err(|text| field_error("params", text))?;
+    let (params, named) = match source {
+        Source::Table(_) => {
+            let params = numbered(casts.params).map_err(|text| field_error("params", text))?;
+            (params, BTreeMap::new())
+        }
+        Source::Named(_) => (Vec::new(), casts.params),
+    };
     let (columns, queryable) = columns(query)?;
     Ok(ShapeParams {
         source,
@@ -248,6 +272,8 @@ fn shape_params(query: &Query, casts: Casts) -> Result<ShapeParams, FieldErrors>
         queryable,
         replica: casts.replica,
         log: casts.log,
+        named,
+        caller: Caller::default(),
     })
 }
 

@@ -190,6 +190,36 @@ pub unsafe fn is_session_value(node: *mut Node) -> bool {
     }
 }
 
+/// Is this a call of current_setting() that gives NULL for a setting that there is not?
+///
+/// # Safety
+/// `node` is a node of an analyzed expression.
+pub unsafe fn is_optional_setting(node: *mut Node) -> bool {
+    // SAFETY: a node's tag tells its type.
+    unsafe {
+        let call = node.cast::<pg_sys::FuncExpr>();
+        (*node).type_ == NodeTag::T_FuncExpr
+            && (*call).funcid.to_u32() == pg_sys::F_CURRENT_SETTING_TEXT_BOOL
+    }
+}
+
+/// Is this a constant text that is read as JSON? Postgres would not evaluate it before it has to, but what it gives, too, is
+/// always the same; and it is all the claims of a caller, of which seldom more than one is wanted.
+///
+/// # Safety
+/// `node` is a node of an analyzed expression.
+pub unsafe fn is_reading_of_constant(node: *mut Node) -> bool {
+    // SAFETY: a node's tag tells its type.
+    unsafe {
+        if (*node).type_ != NodeTag::T_CoerceViaIO {
+            return false;
+        }
+        let conversion = node.cast::<pg_sys::CoerceViaIO>();
+        [pg_sys::JSONOID, pg_sys::JSONBOID].contains(&(*conversion).resulttype)
+            && (*(*conversion).arg.cast::<Node>()).type_ == NodeTag::T_Const
+    }
+}
+
 unsafe fn all_constant(args: *mut pg_sys::List) -> bool {
     // SAFETY: a FuncExpr's arguments are a list of expressions, each with a tag.
     unsafe {

@@ -311,6 +311,10 @@ impl Membership {
         }
         // SAFETY: makes analyzed expressions.
         unsafe {
+            let leaky = |link: &Link| pg_sys::contain_leaked_vars(link.expression);
+            if self.guarded && self.links.iter().any(leaky) {
+                return None;
+            }
             let mut all = std::ptr::null_mut();
             for (column, link) in self.links.iter().enumerate() {
                 let nulls_matter = !self.positive && !link.two_valued;

@@ -305,6 +305,7 @@ impl Joins<'_> {
                 select,
                 links,
                 positive,
+                guarded: false,
             })
         }
     }
@@ -355,6 +356,7 @@ impl Joins<'_> {
                     select,
                     links,
                     positive: true,
+                    guarded: false,
                 });
             }
             if from.is_none() {
@@ -367,6 +369,7 @@ impl Joins<'_> {
                         select,
                         links: vec![link],
                         positive: true,
+                        guarded: false,
                     });
                 }
             }

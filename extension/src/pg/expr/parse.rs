@@ -41,6 +41,12 @@ pub struct Where {
 }
 
 impl Where {
+    /// Might it tell of rows that it is evaluated for, by an error or its time?
+    pub fn is_leaky(&self) -> bool {
+        // SAFETY: an analyzed expression without sublinks.
+        unsafe { pg_sys::contain_leaked_vars(self.tree) }
+    }
+
     /// Are both the same expression, whatever their texts?
     pub fn is(&self, other: &Where) -> bool {
         // SAFETY: both trees live as long as the memory context that the caller analyzed them in.
@@ -394,14 +400,30 @@ pub(super) unsafe fn fold(typed: *mut Node) -> *mut Node {
     // one whose arguments are constants, which is_session_value() makes sure of.
     unsafe {
         let folded = tree::rewrite(typed, &mut |node| {
-            if !check::is_session_value(node) {
+            let is_session_value = check::is_session_value(node);
+            if !is_session_value && !check::is_reading_of_constant(node) {
                 return node;
             }
             let (type_oid, typmod) = (pg_sys::exprType(node), pg_sys::exprTypmod(node));
-            pg_sys::evaluate_expr(node.cast(), type_oid, typmod, pg_sys::exprCollation(node)).cast()
+            let collation = pg_sys::exprCollation(node);
+            let value = pg_sys::evaluate_expr(node.cast(), type_oid, typmod, collation).cast();
+            if is_session_value && check::is_optional_setting(node) && is_empty_text(value) {
+                // A setting that was set once in the session and is not now.
+                return pg_sys::makeNullConst(type_oid, typmod, collation).cast();
+            }
+            value
         });
         let folded = pg_sys::eval_const_expressions(std::ptr::null_mut(), folded);
         tree::rewrite(folded, &mut |node| name_collation(node))
+    }
+}
+
+unsafe fn is_empty_text(value: *mut Node) -> bool {
+    // SAFETY: the result of current_setting() is a constant of type text.
+    unsafe {
+        let constant = value.cast::<pg_sys::Const>();
+        !(*constant).constisnull
+            && pgrx::varsize_any_exhdr((*constant).constvalue.cast_mut_ptr()) == 0
     }
 }
 
@@ -431,6 +453,29 @@ pub(super) unsafe fn name_collation(node: *mut Node) -> *mut Node {
         (*collate).collOid = outer;
         (*collate).location = -1;
         collate.cast()
+    }
+}
+
+/// Adds the parts of a conjunction to others; none of a tree that is null.
+///
+/// # Safety
+/// `node` is null or an analyzed expression.
+pub(super) unsafe fn conjuncts(node: *mut Node, all: &mut Vec<*mut Node>) {
+    // SAFETY: a node's tag tells its type.
+    unsafe {
+        if node.is_null() {
+            return;
+        }
+        let expression = node.cast::<pg_sys::BoolExpr>();
+        if (*node).type_ == NodeTag::T_BoolExpr
+            && (*expression).boolop == pg_sys::BoolExprType::AND_EXPR
+        {
+            for cell in cells((*expression).args) {
+                conjuncts(cell.ptr_value.cast(), all);
+            }
+        } else {
+            all.push(node);
+        }
     }
 }
 

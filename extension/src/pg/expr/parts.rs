@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use super::super::list::cells;
 use super::Refused;
 use super::joins::Joins;
+use super::parse::conjuncts;
 use super::subquery::Link;
 use crate::pg::relation;
 use crate::pg::table::{self, Found};
@@ -375,23 +376,4 @@ unsafe fn lifted(node: *mut Node) -> *mut Node {
 unsafe fn is_about_outside(node: *mut Node) -> bool {
     // SAFETY: an analyzed expression.
     unsafe { pg_sys::contain_vars_of_level(node, 1) }
-}
-
-unsafe fn conjuncts(node: *mut Node, all: &mut Vec<*mut Node>) {
-    // SAFETY: a node's tag tells its type.
-    unsafe {
-        if node.is_null() {
-            return;
-        }
-        let expression = node.cast::<pg_sys::BoolExpr>();
-        if (*node).type_ == NodeTag::T_BoolExpr
-            && (*expression).boolop == pg_sys::BoolExprType::AND_EXPR
-        {
-            for cell in cells((*expression).args) {
-                conjuncts(cell.ptr_value.cast(), all);
-            }
-        } else {
-            all.push(node);
-        }
-    }
 }

@@ -45,6 +45,8 @@ pub struct Membership {
     pub links: Vec<Link>,
     /// Only whether it is true matters, and rows can only come in by its being true.
     pub positive: bool,
+    /// It is asked about rows only that something else has let pass, as the branch of a CASE is.
+    pub guarded: bool,
 }
 
 impl Membership {
@@ -277,7 +279,11 @@ impl Builder<'_> {
                         if (*node).type_ != NodeTag::T_SubLink || refused.is_some() {
                             return node;
                         }
+                        let before = memberships.len();
                         let replaced = self.sublink(node.cast(), memberships, false);
+                        memberships[before..]
+                            .iter_mut()
+                            .for_each(|it| it.guarded = true);
                         replaced.unwrap_or_else(|why| {
                             refused = Some(why);
                             node
@@ -388,12 +394,40 @@ unsafe fn fold_deep(typed: *mut Node) -> *mut Node {
     // SAFETY: as for fold(), node by node.
     unsafe {
         tree::rewrite_deep(typed, &mut |node| {
-            if check::is_session_value(node) || (*node).type_ == NodeTag::T_FuncExpr {
+            let is_call = (*node).type_ == NodeTag::T_FuncExpr;
+            if check::is_session_value(node) || is_call || is_constant(node) {
                 parse::fold(node)
             } else {
                 parse::name_collation(node)
             }
         })
+    }
+}
+
+/// Is it an expression of constants, that evaluating makes one of?
+unsafe fn is_constant(node: *mut Node) -> bool {
+    use NodeTag::*;
+    // SAFETY: a node's tag tells its type.
+    unsafe {
+        matches!(
+            (*node).type_,
+            T_OpExpr
+                | T_DistinctExpr
+                | T_NullIfExpr
+                | T_ScalarArrayOpExpr
+                | T_CoerceViaIO
+                | T_ArrayCoerceExpr
+                | T_CoalesceExpr
+                | T_CaseExpr
+                | T_MinMaxExpr
+                | T_ArrayExpr
+                | T_SubscriptingRef
+                | T_NullTest
+                | T_BooleanTest
+        ) && tree::search(node, &mut |part| {
+            matches!((*part).type_, T_Var | T_Param | T_SubLink | T_CaseTestExpr).then_some(())
+        })
+        .is_none()
     }
 }
 

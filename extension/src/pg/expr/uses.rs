@@ -94,7 +94,8 @@ fn depends(function: u32, collation: Oid) -> bool {
             && unsafe { pg_sys::get_collation_isdeterministic(collation) })
 }
 
-fn definition(function: Oid) -> Option<String> {
+/// The statement that would make a function; none for one that is gone.
+pub(super) fn definition(function: Oid) -> Option<String> {
     // SAFETY: the expression refers to it; none for one that was dropped a moment ago.
     unsafe { pgrx::direct_function_call(pg_sys::pg_get_functiondef, &[function.into_datum()]) }
 }

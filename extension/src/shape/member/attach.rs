@@ -117,7 +117,7 @@ impl Joining<'_> {
         }
         let definition = self.definition;
         let make = || definition.of_table(select.relid);
-        let own = nodes.table(select.relid, &definition.role, make);
+        let own = nodes.table(select.relid, definition, make);
         let own = own.ok_or_else(changed)?;
         let selects = self.analyzed.selects();
         let place = selects.iter().position(|other| Rc::ptr_eq(other, select));
@@ -198,6 +198,7 @@ impl Attached {
         let outcome = attempt(|| {
             let mut all = Vec::with_capacity(joining.len());
             for (id, definition) in joining {
+                definition.require_same_policies()?;
                 let analyzed = definition.analyzed()?;
                 all.push(Joining {
                     id: *id,

@@ -55,7 +55,8 @@ pub struct Nodes {
     free: Vec<usize>,
     by_identity: HashMap<u128, usize>,
     roots: HashMap<i32, usize>,
-    tables: HashMap<(u32, String), Rc<Definition>>,
+    /// By table, role and the digest of its policies.
+    tables: HashMap<(u32, String, Option<String>), Rc<Definition>>,
     /// Missing indexes that the server's log tells of.
     pub(super) told: HashSet<String>,
     /// Whether one of these columns of a table is the first of an index.
@@ -215,10 +216,11 @@ impl Nodes {
     pub fn table(
         &mut self,
         relid: u32,
-        role: &str,
+        of: &Definition,
         make: impl FnOnce() -> Option<Definition>,
     ) -> Option<Rc<Definition>> {
-        let name = (relid, role.to_string());
+        let policies = of.policies_of(relid).map(str::to_string);
+        let name = (relid, of.role.clone(), policies);
         if let Some(known) = self.tables.get(&name) {
             return Some(known.clone());
         }
