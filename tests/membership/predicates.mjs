@@ -108,7 +108,7 @@ export class Clauses {
   /** A condition on the one row that a value of the row outside names. */
   scalar(outer, inner) {
     const [mine, more] = [this.pick(['k1', 'k2', 'id']), this.chance(0.3) ? ` and ${this.local(inner)}` : '']
-    const value = `(select ${inner.name}.v from ${inner.table} ${inner.name} where ${inner.name}.id = ${outer.name}.${mine}${more})`
+    const value = `(select ${inner.name}.${this.pick(['v', 'k1'])} from ${inner.table} ${inner.name} where ${inner.name}.id = ${outer.name}.${mine}${more})`
     const other = this.pick([`${outer.name}.v`, String(this.random.below(101))])
     return this.pick([
       `${value} ${this.pick(['<', '>=', '=', '<>'])} ${other}`, `${other} < ${value}`, `${value} is ${this.pick(['', 'not '])}null`,

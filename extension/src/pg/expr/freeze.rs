@@ -18,7 +18,7 @@ use super::{Where, tree, uses};
 #[derive(Debug, Default)]
 pub struct Change {
     /// Values that came or went.
-    pub values: Vec<Value>,
+    pub values: Vec<Box<Value>>,
 }
 
 impl Select {
@@ -304,8 +304,8 @@ impl Membership {
 
     /// What is true of rows for which the comparison may be another one after these values came or went; None if any
     /// row may be one.
-    unsafe fn candidates(&self, values: &[Value]) -> Option<*mut Node> {
-        let values: Vec<&Value> = values.iter().collect();
+    unsafe fn candidates(&self, values: &[Box<Value>]) -> Option<*mut Node> {
+        let values: Vec<&Value> = values.iter().map(|value| &**value).collect();
         if self.links.is_empty() {
             return None;
         }

@@ -190,7 +190,7 @@ impl Scope {
 
 impl Scope {
     /// What a row contributes to a set. The columns that are read have been fetched. Call it as [`Scope::matches`].
-    pub fn value(&mut self, outputs: &Outputs, row: &Row) -> Value {
+    pub fn value(&mut self, outputs: &Outputs, row: &Row) -> Box<Value> {
         let (slot, context) = (self.slot, self.context);
         let (values, nulls) = row.columns();
         // SAFETY: as in matches(); each value is written as text before the memory that it is in is reset.

@@ -4,19 +4,31 @@
 const NULL: u32 = u32::MAX;
 
 /// The columns' texts, each behind its length. Their order depends on nothing else.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value(Box<[u8]>);
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct Value([u8]);
 
 impl Value {
     /// Of these columns; None is NULL.
-    pub fn of<'a>(columns: impl IntoIterator<Item = Option<&'a [u8]>>) -> Value {
+    pub fn of<'a>(columns: impl IntoIterator<Item = Option<&'a [u8]>>) -> Box<Value> {
         let mut bytes = Vec::new();
         for column in columns {
             let length = column.map_or(NULL, |text| text.len() as u32);
             bytes.extend(length.to_ne_bytes());
             bytes.extend(column.unwrap_or_default());
         }
-        Value(bytes.into())
+        Value::from_bytes(&bytes).to_owned()
+    }
+
+    /// Of bytes that are one's.
+    pub fn from_bytes(bytes: &[u8]) -> &Value {
+        // SAFETY: a Value is nothing but its bytes.
+        unsafe { &*(std::ptr::from_ref(bytes) as *const Value) }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// The text of a column, from 0; None is NULL.
@@ -37,6 +49,22 @@ impl Value {
                 (Some(text), rest)
             }
         }
+    }
+}
+
+impl ToOwned for Value {
+    type Owned = Box<Value>;
+
+    fn to_owned(&self) -> Box<Value> {
+        let bytes: Box<[u8]> = self.0.into();
+        // SAFETY: a Value is nothing but its bytes.
+        unsafe { Box::from_raw(Box::into_raw(bytes) as *mut Value) }
+    }
+}
+
+impl Clone for Box<Value> {
+    fn clone(&self) -> Box<Value> {
+        (**self).to_owned()
     }
 }
 

@@ -213,7 +213,7 @@ impl<'a> Counting<'a> {
             .collect();
         clauses.sort_unstable();
         clauses.dedup();
-        let mut values: Vec<Option<Value>> = vec![None; self.readers.len()];
+        let mut values: Vec<Option<Box<Value>>> = vec![None; self.readers.len()];
         let row = effects[0].after.as_ref().expect("it was put there");
         for number in clauses
             .iter()

@@ -326,7 +326,7 @@ impl Reader {
     }
 
     /// The value of a row.
-    pub fn value(&mut self, row: &Row) -> Value {
+    pub fn value(&mut self, row: &Row) -> Box<Value> {
         self.scope.value(&self.outputs, row)
     }
 }

@@ -1,27 +1,28 @@
 //! The set of values that an inner select gives. Pure.
 
-use std::collections::HashSet;
-
 use crate::pg::expr::Value;
 
-/// Values, each with the number of rows that give it. There are many small sets: a list in order takes the least room.
+/// Values, each with the number of rows that give it, in order. There are many small sets, and few long values: they take the
+/// least room one behind the other.
 #[derive(Debug, Default)]
 pub struct Set {
-    counts: Box<[(Value, i64)]>,
+    bytes: Box<[u8]>,
+    /// Where each value ends, and its rows.
+    counts: Box<[(u32, u32)]>,
 }
 
 /// How much more often values are given; a value may be named more than once.
 #[derive(Debug, Default)]
-pub struct Delta(Vec<(Value, i64)>);
+pub struct Delta(Vec<(Box<Value>, i64)>);
 
 impl Delta {
     /// So many rows more give a value.
-    pub fn add(&mut self, value: Value, rows: i64) {
+    pub fn add(&mut self, value: Box<Value>, rows: i64) {
         self.0.push((value, rows));
     }
 
     /// Each value once, in order.
-    fn sums(mut self) -> Vec<(Value, i64)> {
+    fn sums(mut self) -> Vec<(Box<Value>, i64)> {
         self.0.sort_unstable();
         self.0.dedup_by(|(value, rows), (kept, sum)| {
             let same = value == kept;
@@ -38,48 +39,61 @@ impl Set {
         self.counts.len()
     }
 
+    fn rows(&self) -> impl Iterator<Item = (&Value, u32)> {
+        let mut start = 0;
+        self.counts.iter().map(move |(end, rows)| {
+            let bytes = &self.bytes[start..*end as usize];
+            start = *end as usize;
+            (Value::from_bytes(bytes), *rows)
+        })
+    }
+
     /// Its values, in an order that depends on nothing else.
     pub fn values(&self) -> Vec<&Value> {
-        self.counts.iter().map(|(value, _)| value).collect()
+        self.rows().map(|(value, _)| value).collect()
     }
 
-    fn has(&self, value: &Value) -> bool {
-        let found = self.counts.binary_search_by(|(other, _)| other.cmp(value));
-        found.is_ok()
-    }
-
-    /// The values that it had before these came or went.
-    pub fn values_before<'a>(&'a self, changed: &'a [Value]) -> Vec<&'a Value> {
-        let since: HashSet<&Value> = changed.iter().collect();
-        let kept = self.counts.iter().map(|(value, _)| value);
-        let kept = kept.filter(|value| !since.contains(value));
-        let gone = changed.iter().filter(|value| !self.has(value));
-        let mut values: Vec<&Value> = kept.chain(gone).collect();
+    /// The values that it had before these came or went, which are in order.
+    pub fn values_before<'a>(&'a self, changed: &'a [Box<Value>]) -> Vec<&'a Value> {
+        let mut values = self.values();
+        let came_or_went = |value: &Value| changed.binary_search_by(|it| (**it).cmp(value)).is_ok();
+        let gone = changed
+            .iter()
+            .filter(|value| values.binary_search(&&***value).is_err());
+        let gone: Vec<&Value> = gone.map(|value| &**value).collect();
+        values.retain(|value| !came_or_went(value));
+        values.extend(gone);
         values.sort_unstable();
         values
     }
 
     /// Takes a change of the rows in; returns the values that came or went, in order.
-    pub fn apply(&mut self, delta: Delta) -> Vec<Value> {
+    pub fn apply(&mut self, delta: Delta) -> Vec<Box<Value>> {
         let mut changed = Vec::new();
-        let mut counts = Vec::with_capacity(self.counts.len() + delta.0.len());
-        let mut old = std::mem::take(&mut self.counts).into_iter().peekable();
+        let (mut bytes, mut counts) = (Vec::new(), Vec::new());
+        let mut keep = |value: &Value, rows: u32| {
+            bytes.extend_from_slice(value.bytes());
+            let end = u32::try_from(bytes.len()).expect("fewer than 4 GB of values");
+            counts.push((end, rows));
+        };
+        let mut old = self.rows().peekable();
         for (value, rows) in delta.sums() {
-            while let Some(less) = old.next_if(|(other, _)| *other < value) {
-                counts.push(less);
+            while let Some((less, rows)) = old.next_if(|(other, _)| *other < &*value) {
+                keep(less, rows);
             }
-            let before = old.next_if(|(other, _)| *other == value);
+            let before = old.next_if(|(other, _)| *other == &*value);
             let before = before.map_or(0, |(_, before)| before);
-            let after = before + rows;
-            if (before > 0) != (after > 0) {
-                changed.push(value.clone());
-            }
+            // Rows that are taken away were there: a set is never wrong by less than nothing.
+            let after = (i64::from(before) + rows).max(0) as u32;
             if after != 0 {
-                counts.push((value, after));
+                keep(&value, after);
+            }
+            if (before > 0) != (after > 0) {
+                changed.push(value);
             }
         }
-        counts.extend(old);
-        self.counts = counts.into();
+        old.for_each(|(value, rows)| keep(value, rows));
+        (self.bytes, self.counts) = (bytes.into(), counts.into());
         changed
     }
 }
@@ -88,11 +102,11 @@ impl Set {
 mod tests {
     use super::*;
 
-    fn value(text: &str) -> Value {
+    fn value(text: &str) -> Box<Value> {
         Value::of([Some(text.as_bytes())])
     }
 
-    fn change(set: &mut Set, rows: &[(&str, i64)]) -> Vec<Value> {
+    fn change(set: &mut Set, rows: &[(&str, i64)]) -> Vec<Box<Value>> {
         let mut delta = Delta::default();
         rows.iter()
             .for_each(|(text, rows)| delta.add(value(text), *rows));
@@ -107,17 +121,17 @@ mod tests {
             [value("a"), value("b")]
         );
         assert!(change(&mut set, &[("b", -1)]).is_empty());
-        assert_eq!(set.values(), [&value("a"), &value("b")]);
+        assert_eq!(set.values(), [&*value("a"), &*value("b")]);
         assert_eq!(
             change(&mut set, &[("b", -1), ("a", 1), ("a", -1)]),
             [value("b")]
         );
-        assert_eq!(set.values(), [&value("a")]);
+        assert_eq!(set.values(), [&*value("a")]);
         assert_eq!(
             change(&mut set, &[("c", 1), ("A", 1), ("a", 1)]),
             [value("A"), value("c")]
         );
-        assert_eq!(set.values(), [&value("A"), &value("a"), &value("c")]);
+        assert_eq!(set.values(), [&*value("A"), &*value("a"), &*value("c")]);
     }
 
     #[test]
@@ -125,8 +139,8 @@ mod tests {
         let mut set = Set::default();
         change(&mut set, &[("a", 1), ("b", 1)]);
         let changed = change(&mut set, &[("b", -1), ("c", 1)]);
-        assert_eq!(set.values(), [&value("a"), &value("c")]);
-        assert_eq!(set.values_before(&changed), [&value("a"), &value("b")]);
+        assert_eq!(set.values(), [&*value("a"), &*value("c")]);
+        assert_eq!(set.values_before(&changed), [&*value("a"), &*value("b")]);
     }
 
     #[test]

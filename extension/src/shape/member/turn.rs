@@ -175,7 +175,7 @@ impl Pass<'_> {
         touched: &HashMap<usize, Vec<Side>>,
         parts: &mut Parts,
         turn: &mut Turn,
-    ) -> std::result::Result<Vec<Value>, Failed> {
+    ) -> std::result::Result<Vec<Box<Value>>, Failed> {
         let node = nodes.get(number);
         let flipped = node
             .children
