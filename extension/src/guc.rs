@@ -7,6 +7,8 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 // As logical_decoding_work_mem, which is for the same: 100,000 rows of an ordinary table stay in memory.
 static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(65536);
+// A transaction that fills the log does so with what it has up to here.
+static CAPTURE_FILE_LIMIT_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
 // Most types take at most eight times the space as text, and no text of Postgres has more than 1 GB.
 static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
@@ -32,6 +34,16 @@ pub fn register(preloading: bool) {
         1 << 20,
         GucContext::Suset,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.capture_file_limit",
+        c"Room that the changes of one transaction may take before it commits, mostly in a temporary file.",
+        c"What would be more is left out, and every shape on its table ends.",
+        &CAPTURE_FILE_LIMIT_MB,
+        1,
+        1 << 30,
+        GucContext::Suset,
+        GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
         c"shapefeed.max_change_size",
@@ -134,6 +146,11 @@ pub fn register(preloading: bool) {
 /// Bytes that the changes of one transaction may take before they go to a temporary file.
 pub fn capture_memory_bytes() -> usize {
     CAPTURE_MEMORY_KB.get() as usize * 1024
+}
+
+/// Bytes that the changes of one transaction may take.
+pub fn capture_file_limit_bytes() -> u64 {
+    (CAPTURE_FILE_LIMIT_MB.get() as u64) << 20
 }
 
 /// Bytes of the largest change that the log takes, its values not compressed.

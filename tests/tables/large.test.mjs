@@ -35,7 +35,7 @@ test('what fits is in the log; what does not ends the shapes, and capture goes o
   assert.deepEqual(warnings, [])
 
   await client.query('update fits set b = $1, n = n + 1 where id = 2', [text(limit + 1)])
-  assert.deepEqual(warnings, ['a change of table public.fits is larger than shapefeed.max_change_size: shapefeed leaves it out, and every shape on the table ends'])
+  assert.deepEqual(warnings, ['a change is larger than shapefeed.max_change_size: shapefeed leaves changes of table public.fits out, and every shape on the table ends'])
   await refetch()
   assert.deepEqual(copies(follower), [['1', limit - 2000, 0], ['2', 0, limit + 1]])
   // Left alone, the value is nothing that has to be copied.
@@ -129,6 +129,32 @@ test('nothing of a value that does not fit is copied into memory', async () => {
   await fresh.query('delete from bounded where id = 1')
   const grown = peak() - before
   assert.ok(grown < 32, `${grown} MiB more`)
+})
+
+test('a transaction whose changes take more than they may ends the shapes of its tables; what is rolled back does not count', async () => {
+  const { client, warnings, follower, refetch, query } = await table('many')
+  await query(`set shapefeed.capture_file_limit = '1MB'`)
+  await query(`set shapefeed.capture_memory = '64kB'`)
+  const insert = `insert into many select i, 1, repeat('x', 1000) from generate_series(10, 3000) i`
+  const files = async () => Number((await query('select coalesce(sum(size), 0) bytes from pg_ls_tmpdir()'))[0].bytes)
+  const why = 'the changes of a transaction take more than shapefeed.capture_file_limit: shapefeed leaves changes of table public.many out, and every shape on the table ends'
+  // Rolled back: the transaction is as small as the rest of it.
+  for (const statement of ['begin', 'savepoint a', insert, 'rollback to a', 'insert into many values (3, 3)', 'commit']) await client.query(statement)
+  await follower.until(({ rows }) => rows.size === 3)
+  assert.deepEqual(warnings, [why])
+  // Twice too much, the first time rolled back: what is noted the second time is not what was noted the first time.
+  for (const statement of ['begin', 'savepoint a', insert, 'rollback to a', insert]) await client.query(statement)
+  const bytes = await files()
+  assert.ok(bytes > 500_000 && bytes < 1_500_000, `${bytes} bytes`)
+  await client.query('commit')
+  assert.deepEqual(warnings, [why, why].slice(0, warnings.length))
+  await refetch()
+  assert.equal(follower.rows.size, 3 + 2991)
+  await query('delete from many where id >= 1000')
+  await refetch()
+  assert.equal(follower.rows.size, 3 + 990)
+  await query('update many set n = 2 where id = 1')
+  await follower.until(({ values }) => values.some(({ n }) => n === '2'))
 })
 
 test('a row that is too large to be sent is refused, not a failure; the shape can be had without the column', async () => {

@@ -65,6 +65,11 @@ impl<S: Spill> Buffer<S> {
         self.memory.len()
     }
 
+    /// Bytes that it takes, in memory and in the file.
+    pub fn bytes(&self) -> u64 {
+        self.end()
+    }
+
     /// A part of it is in a file.
     pub fn is_spilled(&self) -> bool {
         self.file.is_some()

@@ -41,6 +41,8 @@ struct Capture {
     wrote: bool,
     /// Tables of which the user was told that a change is too large.
     warned: Vec<u32>,
+    /// Tables of which changes are left out because there are too many, and how large the buffer was before the note of that.
+    left_out: Vec<(u32, u64)>,
     /// It comes before all others of its batch, see [`come_first`].
     first: bool,
 }
@@ -62,10 +64,15 @@ pub fn take(change: &Change) {
         // Changes of a transaction are paired by TID, and those before the rewrite have others.
         take_end(&[known.relid], "storage");
     }
-    let mut fits = true;
-    append(|out| fits = put_change(out, change, &known));
-    if !fits {
-        warn_too_large(known.relid);
+    if CAPTURE.with_borrow(|capture| capture.buffer.bytes() >= guc::capture_file_limit_bytes()) {
+        leave_out(known.relid);
+    } else {
+        let mut fits = true;
+        append(|out| fits = put_change(out, change, &known));
+        if !fits {
+            let why = "a change is larger than shapefeed.max_change_size";
+            warn_left_out(known.relid, why);
+        }
     }
     if change.kind() == Kind::Truncate {
         take_end(&[known.relid], "truncate");
@@ -137,7 +144,24 @@ fn put_change(out: &mut Vec<u8>, change: &Change, known: &Known) -> bool {
     fits
 }
 
-fn warn_too_large(relid: u32) {
+/// The transaction's changes take as much room as they may: a table's epoch ends instead of there being more of them. That is
+/// noted once, unless the note is rolled back.
+fn leave_out(relid: u32) {
+    let noted = CAPTURE.with_borrow_mut(|capture| {
+        let noted = capture.left_out.iter().any(|(other, _)| *other == relid);
+        if !noted {
+            capture.left_out.push((relid, capture.buffer.bytes()));
+        }
+        noted
+    });
+    if !noted {
+        take_end(&[relid], "too large");
+        let why = "the changes of a transaction take more than shapefeed.capture_file_limit";
+        warn_left_out(relid, why);
+    }
+}
+
+fn warn_left_out(relid: u32, why: &str) {
     let told = CAPTURE.with_borrow_mut(|capture| {
         let told = capture.warned.contains(&relid);
         if !told {
@@ -147,7 +171,7 @@ fn warn_too_large(relid: u32) {
     });
     if !told {
         pgrx::warning!(
-            "a change of table {} is larger than shapefeed.max_change_size: shapefeed leaves it out, and every shape on the table ends",
+            "{why}: shapefeed leaves changes of table {} out, and every shape on the table ends",
             relation::quoted_name(relid)
         );
     }
@@ -180,7 +204,11 @@ pub fn write_log() {
 
 /// A subtransaction is rolled back: what it and those inside it captured goes.
 pub fn roll_back_to(subtransaction: u32) {
-    CAPTURE.with_borrow_mut(|capture| capture.buffer.drop_from(subtransaction));
+    CAPTURE.with_borrow_mut(|capture| {
+        capture.buffer.drop_from(subtransaction);
+        let end = capture.buffer.bytes();
+        capture.left_out.retain(|(_, before)| *before < end);
+    });
 }
 
 /// A subtransaction is committed: what it captured is its parent's.
