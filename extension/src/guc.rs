@@ -7,8 +7,8 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 // As logical_decoding_work_mem, which is for the same: 100,000 rows of an ordinary table stay in memory.
 static CAPTURE_MEMORY_KB: GucSetting<i32> = GucSetting::<i32>::new(65536);
-// A transaction that fills the log does so with what it has up to here.
-static CAPTURE_FILE_LIMIT_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
+// Who reads the log has one transaction at a time in memory, about three times as large.
+static CAPTURE_FILE_LIMIT_MB: GucSetting<i32> = GucSetting::<i32>::new(1024);
 // Most types take at most eight times the space as text, and no text of Postgres has more than 1 GB.
 static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
