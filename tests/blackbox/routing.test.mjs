@@ -379,6 +379,26 @@ test('what is compiled is dropped when what it is made of changes', async () => 
   await feed.end()
 })
 
+test('another version of the library behind a collation that a where clause sorts by ends its shape', async () => {
+  // The library says another version of another locale: so it looks after an upgrade of the library.
+  await site.sql(`create collation upgraded (provider = icu, locale = 'en'); create table sorted (id int primary key, t text); call shapefeed.track('sorted');`)
+  await sequenced(site.client)
+  const clauses = [`t collate upgraded < 'm'`, `t < 'm' collate "C"`]
+  const before = await Promise.all(clauses.map((clause) => define(site.client, clause, null, 'sorted')))
+  const at = await head(site.client)
+  const { rows: [{ changed }] } = await site.client.query(`with before as materialized (select pg_collation_actual_version('upgraded'::regcollation) version)
+    select version is distinct from pg_collation_actual_version('"sv-x-icu"'::regcollation) changed from before`)
+  assert.ok(changed, 'both locales have one version: the test says nothing')
+  await site.sql(`update pg_collation set colliculocale = 'sv' where collname = 'upgraded';`)
+  const later = await site.database.connect() // a library is another one after a restart only
+  const log = (definition) => later.query('select * from shapefeed._log($1, $2, 0, $2, 1000)', [JSON.stringify(definition), at])
+  await assert.rejects(log(before[0]), { code: 'SF409' })
+  await log(before[1])
+  const after = await Promise.all(clauses.map((clause) => define(later, clause, null, 'sorted')))
+  assert.deepEqual(after.map(({ hash }, i) => hash === before[i].hash), [false, true])
+  await later.end()
+})
+
 test('explain_shape says of 1,000 random rows what SELECT says', async () => {
   const random = randomFrom(seed + 1)
   const { client } = site
