@@ -1,6 +1,7 @@
 //! From a request to its answer: the start of a shape, a chunk of its snapshot, its log, or the wait for more of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -18,8 +19,8 @@ use crate::protocol;
 use crate::response::{Answer, array, brackets};
 use crate::tail::Operations;
 
-/// Pins that a request which starts tries: its shape may be ended again and again meanwhile.
-pub const STARTS: u32 = 10;
+/// How long a request which starts tries one pin after the other: its shape may be ended again and again meanwhile.
+pub const STARTS_FOR: Duration = Duration::from_secs(10);
 
 /// A request on its way to an answer.
 pub struct Asked<'a> {
@@ -146,7 +147,7 @@ impl Asked<'_> {
             return self.changes_only(definition).await;
         }
         let mut handle = self.first_handle(definition).await?;
-        for _ in 0..STARTS {
+        while self.at.elapsed() < STARTS_FOR {
             match self.snapshot(definition, handle, None).await {
                 Err(Error::MustRefetch { .. }) => {
                     self.app.pins.drop_pin(definition.hash, handle.pin);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::answer::{Asked, STARTS};
+use crate::answer::{Asked, STARTS_FOR};
 use crate::app::{FIRST_PIN, patiently};
 use crate::compression::VARY;
 use crate::content::Content;
@@ -43,7 +43,7 @@ impl Asked<'_> {
     ) -> Result<Response, Error> {
         let mut handle = self.handle_of_subset(definition).await?;
         let mark = fastrand::i32(0..);
-        for _ in 0..STARTS {
+        while self.at.elapsed() < STARTS_FOR {
             match self.read_subset(definition, subset, mark).await {
                 // There is no 409 for a client that starts.
                 Err(Error::MustRefetch { .. }) if self.starts() => {

@@ -238,3 +238,24 @@ test('a snapshot that takes longer than the log reaches back is refused, and may
   assert.equal(await sqlstate(reader.query('fetch all from c')), 'SF503')
   await reader.query('rollback')
 })
+
+test('over HTTP a snapshot that takes longer than the log reaches back is a 503, and a later one succeeds', async () => {
+  const site = await database(cluster)
+  await site.query(`create function tarry(id int) returns boolean immutable language plpgsql as $$ begin perform pg_sleep(0.05); return id > 0; end $$;
+    create table items (id int primary key); insert into items select generate_series(1, 100); call shapefeed.track('items')`)
+  await site.query(`alter database "${site.name}" set shapefeed.allowed_functions = 'public.tarry'`)
+  const fill = await filler(site)
+  const sidecar = await startSidecar({ databaseUrl: site.url })
+  const start = () => fetch(`${sidecar.url}/v1/shape?${new URLSearchParams({ table: 'items', where: 'tarry(id)', offset: '-1' })}`)
+  const before = Number(await site.value('select head from shapefeed._head()'))
+  const slow = start()
+  await waitFor(async () => (await site.query(`select from pg_stat_activity where datname = $1 and query like '%_snapshot%' and state = 'active' and pid <> pg_backend_pid()`, [site.name])).length > 0,
+    { what: 'the snapshot is being taken' })
+  for (let i = 0; i < 25; i++) await fill(1)
+  await untilEmptied(site, before)
+  const answer = await slow
+  assert.equal(answer.status, 503, await answer.text())
+  assert.ok(Number(answer.headers.get('retry-after')) >= 1)
+  await waitFor(async () => (await start()).status === 200, { timeoutMs: 60_000, what: 'a snapshot succeeds' })
+  await sidecar.stop()
+})

@@ -86,14 +86,16 @@ impl Snapshot {
                 definition,
                 before: &before,
             };
-            return keyless::read(
+            keyless::read(
                 &source,
                 &mut table,
                 &mut filter,
                 threshold,
                 cursor.as_deref(),
                 &mut self.pieces,
-            );
+            )?;
+            drop(log);
+            return self.check_again();
         }
         let overlay = Overlay::read(
             &log,
@@ -114,7 +116,7 @@ impl Snapshot {
         let physical = query(Order::Physical);
         let by_key = query(Order::Key(after.as_deref()));
         if after.is_none() && self.fits_one_chunk(&physical, &table, &selection, &overlay)? {
-            return Ok(());
+            return self.check_again();
         }
         self.pieces = Pieces::default();
         // A key that the client made up may be no value of its type.
