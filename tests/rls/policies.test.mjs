@@ -125,9 +125,11 @@ test('changes of policies, rights and roles end held requests within a second', 
   }
 })
 
+// The policy costs more than the conditions: Postgres would evaluate these first if nothing kept it from that.
 test("what a caller's condition might tell is asked of visible rows only", async () => {
   await site.sql(`create table pay (id int primary key, owner int, salary int); insert into pay values (1, 1, 100), (2, 2, 1000);
-    alter table pay enable row level security; create policy own on pay using (owner = auth.uid()); grant select on pay to app;
+    alter table pay enable row level security; grant select on pay to app;
+    create policy own on pay using (md5(md5(md5(md5(md5(owner::text))))) = md5(md5(md5(md5(md5(auth.uid()::text))))));
     create table chosen (id int primary key); insert into chosen values (1); grant select on chosen to app`)
   const tricks = [
     '1 / (salary - 1000) < 1',
