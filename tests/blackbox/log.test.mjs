@@ -124,12 +124,14 @@ test('not modified', async () => {
   const answer = await site.api.get({ ...params, live: 'true' }, given(whole.etag))
   assert.equal(answer.status, 304)
   assert.ok(answer.cursor)
-  // Before the hold: at the end of the log it is answered at once.
-  const atEnd = await site.api.get({ table: 'items', handle, offset: follower.offset })
-  const began = performance.now()
-  const quick = await live(follower, {}, given(atEnd.etag))
-  assert.equal((await site.api.get({ table: 'items', handle, offset: follower.offset, live: 'true' }, given(atEnd.etag))).status, 304)
-  assert.ok(performance.now() - began < 6000, `${quick.status}`)
+  // Before the hold: at the end of the log it is answered at once. (Another handle may be given out meanwhile.)
+  await waitFor(async () => {
+    const atEnd = await site.api.get({ table: 'items', handle, offset: follower.offset })
+    const began = performance.now()
+    const quick = await site.api.get({ table: 'items', handle, offset: follower.offset, live: 'true' }, given(atEnd.etag))
+    if (quick.status !== 304) console.log(`${quick.status}: ${atEnd.etag} ${quick.etag} ${follower.offset} ${atEnd.offset} ${handle} ${atEnd.handle}`)
+    return quick.status === 304 && performance.now() - began < 2000
+  }, { timeoutMs: 15_000, what: 'it is not modified' })
 })
 
 test('HEAD is never held', async () => {

@@ -291,3 +291,18 @@ test('M6 images from before and after DDL in one transaction have the layouts th
   const [{ relid }] = await database.query(`select 'n'::regclass::oid relid`)
   assert.ok(endsOf(log, relid).includes('layout'))
 })
+
+test('H16 two writers that are the first with a new layout do not wait for each other', async () => {
+  const database = await trackedDatabase(cluster, 'create table n (id int primary key, v int)', ['n'])
+  await database.query('alter table n add w int')
+  const [one, other] = [await database.connect(), await database.connect()]
+  await one.query(`begin; insert into n values (1, 1, 1); prepare transaction 'first ${database.name}'`) // its changes are written
+  await other.query(`set lock_timeout = '2s'`)
+  assert.equal(await sqlstate(other.query('insert into n values (2, 2, 2)')), undefined)
+  await one.query(`commit prepared 'first ${database.name}'`)
+  await database.sequenced()
+  const [{ position }] = await database.query('select min(position) position from shapefeed.commit')
+  const told = await database.query(`select value ->> 'w' w from shapefeed.changes('n', columns => '{id,w}', from_position => (
+    select max(position) from shapefeed.batch where position < (select max(position) - 1 from shapefeed.commit))) order by 1`)
+  assert.deepEqual(told, [{ w: '1' }, { w: '2' }], `from ${position}`)
+})

@@ -215,3 +215,26 @@ test('without a key, also where a unique index would do: equal rows are one', as
     [{ table: 'unique_only' }, 'select * from unique_only'],
   ])
 })
+
+test('a tracked table that becomes a partition of a tracked one: shapes of both begin anew once, and are true', async () => {
+  await client.query(`create table whole (id int primary key, v int) partition by range (id);
+    create table whole_low partition of whole for values from (0) to (100); insert into whole values (1, 1);
+    create table piece (id int primary key, v int); insert into piece values (150, 1);
+    call shapefeed.track('whole'); call shapefeed.track('piece')`)
+  const [all, own] = [follow(proxy.url, { table: 'whole' }), follow(proxy.url, { table: 'piece' })]
+  const same = async () => {
+    await untilSame(all, client, 'select * from whole')
+    await untilSame(own, client, 'select * from piece')
+  }
+  await same()
+  await waitFor(() => [all, own].every(({ stream }) => stream.isUpToDate), { what: 'both are up to date' })
+  proxy.reset()
+  await client.query('alter table whole attach partition piece for values from (100) to (200)')
+  await client.query('insert into whole values (2, 2), (160, 2); update whole set v = v + 1 where id in (1, 150)')
+  await same()
+  await client.query('update whole set id = id + 100 where id = 1') // from one partition into the other
+  await client.query('insert into piece values (170, 3)')
+  await same()
+  assert.equal(proxy.refetches().initial, 2)
+  for (const follower of [all, own]) follower.stop()
+})
