@@ -154,14 +154,17 @@ fn at(unix_s: f64) -> Instant {
 }
 
 fn caller(role: &str, mut claims: Map<String, Value>) -> Caller {
-    claims.entry("role").or_insert_with(|| role.into());
+    // What policies are told is what the database acts as, whichever claim said so.
+    claims.insert("role".into(), role.into());
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         value => value.to_string(),
     };
+    // Names of settings ignore case: `SUB` must not stand for a `sub` that is not there.
+    let is_lower = |name: &str| !name.contains(|c: char| c.is_ascii_uppercase());
     let mut settings: Map<String, Value> = claims
         .iter()
-        .filter(|(_, value)| !value.is_null())
+        .filter(|(name, value)| !value.is_null() && is_lower(name))
         .map(|(name, value)| (format!("{CLAIM}{name}"), text(value).into()))
         .collect();
     settings.insert(CLAIMS.into(), Value::Object(claims).to_string().into());

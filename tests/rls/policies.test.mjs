@@ -96,6 +96,9 @@ async function held(headers, params, change) {
 
 test('changes of policies, rights and roles end held requests within a second', async () => {
   await site.sql('create role team_two; create policy of_two on docs for select to team_two using (team = 2)')
+  await site.sql(`create function least_id() returns int stable language sql return 0;
+    create function is_new(id int) returns boolean stable language sql return id > least_id();
+    create policy is_new on docs as restrictive using (is_new(id))`)
   for (const [what, change, after] of [
     ['a policy is added', 'create policy low on docs for select to app using (id < 10)', 200],
     ['a policy is changed', 'alter policy low on docs using (id < 5)', 200],
@@ -107,6 +110,9 @@ test('changes of policies, rights and roles end held requests within a second', 
     ['policies are switched on', 'alter table docs enable row level security', 200],
     ['a right is revoked', 'revoke select on docs from app', 400],
     ['a right is granted', 'grant select on docs to app', 200],
+    ['the right to the schema is revoked', 'revoke usage on schema public from public', 400],
+    ['the right to the schema is granted', 'grant usage on schema public to public', 200],
+    ['a function is replaced that a function of a policy calls', 'create or replace function least_id() returns int stable language sql return 3', 200],
     ['a right to an inner table is revoked', 'revoke select on members from app', 400],
     ['it is granted again', 'grant select on members to app', 200],
   ]) {

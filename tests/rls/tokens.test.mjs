@@ -109,6 +109,10 @@ test('a token names an allowed role or none', async () => {
   assert.deepEqual(idsOf(await ask(headers)), [], 'without a role it is the anonymous one')
   const nested = await site.another({ env: { ...environment, SHAPEFEED_JWT_ROLE_CLAIM: 'app_metadata.role' } })
   assert.deepEqual(idsOf(await ask(bearer(token({ app_metadata: { role: 'app' }, role: 'app_admin', sub: '1' }, secret)), {}, nested.api)), ['1'])
+  await site.sql(`create policy of_admin on docs for select using (current_setting('request.jwt.claims')::json ->> 'role' = 'app_admin')`)
+  const told = await ask(bearer(token({ app_metadata: { role: 'app' }, role: 'app_admin', sub: '1' }, secret)), {}, nested.api)
+  await site.sql('drop policy of_admin on docs')
+  assert.deepEqual(idsOf(told), ['1'], 'policies are told of the role that is acted as')
 })
 
 test('claims set what is theirs and nothing else', async () => {

@@ -41,11 +41,13 @@ pub fn watch() {
     if WATCHING.replace(true) {
         return;
     }
-    use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID, OPEROID, PROCOID, TYPEOID};
+    use pg_sys::SysCacheIdentifier::{
+        AUTHMEMROLEMEM, AUTHOID, NAMESPACEOID, OPEROID, PROCOID, TYPEOID,
+    };
     // SAFETY: callbacks are registered for the life of the backend; they do nothing but take notes.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::null());
-        for cache in [PROCOID, OPEROID, AUTHOID, AUTHMEMROLEMEM] {
+        for cache in [PROCOID, OPEROID, AUTHOID, AUTHMEMROLEMEM, NAMESPACEOID] {
             pg_sys::CacheRegisterSyscacheCallback(cache as _, Some(object_changed), Datum::null());
         }
         pg_sys::CacheRegisterSyscacheCallback(TYPEOID as _, Some(type_changed), Datum::null());

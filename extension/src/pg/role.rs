@@ -205,6 +205,24 @@ pub fn current() -> String {
     }
 }
 
+/// Whether the current user may look up what is in the schema of a relation.
+pub fn may_use_schema(relid: pg_sys::Oid) -> bool {
+    // SAFETY: looks up the catalogs; a relation that is gone has no namespace, to which nobody has a right.
+    unsafe {
+        let namespace = pg_sys::get_rel_namespace(relid);
+        if namespace == pg_sys::Oid::INVALID {
+            return false;
+        }
+        let usage = pg_sys::AclMode::from(pg_sys::ACL_USAGE);
+        let user = pg_sys::GetUserId();
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let answer = pg_sys::pg_namespace_aclcheck(namespace, user, usage);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let answer = pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, namespace, user, usage);
+        answer == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
 /// The first of these columns that the current user may not SELECT. As in a query, the right on the table covers all.
 pub fn first_unreadable(relid: pg_sys::Oid, columns: &[i16]) -> Option<i16> {
     let ok = pg_sys::AclResult::ACLCHECK_OK;

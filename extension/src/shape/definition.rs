@@ -249,6 +249,9 @@ pub(super) fn numbers_of(table: &Table, names: &[String]) -> Result<Vec<i16>> {
 
 /// Whether the current user may read these columns, of the rows that policies let pass; if not, why.
 pub(super) fn check_rights(table: &Table, columns: Vec<i16>) -> std::result::Result<(), String> {
+    if !role::may_use_schema(table.relid) {
+        return Err(format!("permission denied for schema \"{}\"", table.schema));
+    }
     let name = format!("\"{}\".\"{}\"", table.schema, table.name);
     let Some(unreadable) = role::first_unreadable(table.relid, &columns) else {
         return Ok(());

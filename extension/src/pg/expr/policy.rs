@@ -33,14 +33,36 @@ pub fn state(relid: Oid) -> Option<String> {
         let mut text = String::new();
         for qual in quals {
             // SAFETY: an analyzed expression.
-            text += &unsafe { template::text(qual) };
-            functions(qual).into_iter().for_each(|function| {
-                text += " ";
-                text += &function;
-            });
+            let inlined = unsafe { inlined(qual) };
+            for expression in [qual, inlined] {
+                // SAFETY: as above.
+                text += &unsafe { template::text(expression) };
+                functions(expression).into_iter().for_each(|function| {
+                    text += " ";
+                    text += &function;
+                });
+            }
         }
         Some(xxhash_rust::xxh3::xxh3_64(text.as_bytes()).to_string())
     })
+}
+
+/// An expression with calls of functions in SQL replaced by what they say, those that these call as well; settings are
+/// left as they are.
+///
+/// # Safety
+/// `node` is an analyzed expression.
+unsafe fn inlined(node: *mut Node) -> *mut Node {
+    // SAFETY: rewrites a copy, call by call: the planner does not look into subqueries of an expression.
+    unsafe {
+        tree::rewrite_deep(node, &mut |node| {
+            if (*node).type_ == NodeTag::T_FuncExpr {
+                pg_sys::eval_const_expressions(std::ptr::null_mut(), node)
+            } else {
+                node
+            }
+        })
+    }
 }
 
 /// The definitions of the functions that an expression and its subqueries call, but for built-in ones.
