@@ -132,14 +132,14 @@ test('nothing of a value that does not fit is copied into memory', async () => {
 })
 
 test('a transaction whose changes take more than they may ends the shapes of its tables; what is rolled back does not count', async () => {
-  const { client, warnings, follower, refetch, query } = await table('many')
+  const { client, warnings, follower, refetch, query } = await table('heavy')
   await query(`set shapefeed.capture_file_limit = '1MB'`)
   await query(`set shapefeed.capture_memory = '64kB'`)
-  const insert = `insert into many select i, 1, repeat('x', 1000) from generate_series(10, 3000) i`
+  const insert = `insert into heavy select i, 1, repeat('x', 1000) from generate_series(10, 3000) i`
   const files = async () => Number((await query('select coalesce(sum(size), 0) bytes from pg_ls_tmpdir()'))[0].bytes)
-  const why = 'the changes of a transaction take more than shapefeed.capture_file_limit: shapefeed leaves changes of table public.many out, and every shape on the table ends'
+  const why = 'the changes of a transaction take more than shapefeed.capture_file_limit: shapefeed leaves changes of table public.heavy out, and every shape on the table ends'
   // Rolled back: the transaction is as small as the rest of it.
-  for (const statement of ['begin', 'savepoint a', insert, 'rollback to a', 'insert into many values (3, 3)', 'commit']) await client.query(statement)
+  for (const statement of ['begin', 'savepoint a', insert, 'rollback to a', 'insert into heavy values (3, 3)', 'commit']) await client.query(statement)
   await follower.until(({ rows }) => rows.size === 3)
   assert.deepEqual(warnings, [why])
   // Twice too much, the first time rolled back: what is noted the second time is not what was noted the first time.
@@ -150,10 +150,10 @@ test('a transaction whose changes take more than they may ends the shapes of its
   assert.deepEqual(warnings, [why, why].slice(0, warnings.length))
   await refetch()
   assert.equal(follower.rows.size, 3 + 2991)
-  await query('delete from many where id >= 1000')
+  await query('delete from heavy where id >= 1000')
   await refetch()
   assert.equal(follower.rows.size, 3 + 990)
-  await query('update many set n = 2 where id = 1')
+  await query('update heavy set n = 2 where id = 1')
   await follower.until(({ values }) => values.some(({ n }) => n === '2'))
 })
 

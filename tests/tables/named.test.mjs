@@ -58,7 +58,7 @@ test('what is wrong with a request is said', async () => {
   assert.deepEqual(await errors({ shape: 'open', table: 'items' }), { shape: ["can't be given with table"] })
   assert.deepEqual(await errors({ shape: 'open', where: 'true' }), { where: ["can't be given with shape"] })
   assert.deepEqual(await errors({ shape: 'open', columns: 'id' }), { columns: ["can't be given with shape"] })
-  assert.deepEqual(await errors({ shape: 'open', 'params[1]': 'x' }), { params: ["can't be given with shape"] })
+  assert.deepEqual(await errors({ shape: 'open', 'params[1]': 'x' }), { params: ['"1" is not a parameter of the shape'] })
   assert.deepEqual(await errors({ shape: ' ' }), { table: ["can't be blank"] })
   assert.deepEqual(await errors({ shape: `'; select 1; --` }), { shape: [`shape "'; select 1; --" does not exist`] })
 })
