@@ -8,11 +8,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
+use pgrx::pg_sys::Oid;
+
 use super::come_first;
 use super::fingerprint::{Added, Fingerprint, Meaning};
 use super::tracked::{self, Hold, Tracked, as_owner};
 use crate::error::{Error, Result};
-use crate::pg::relation;
+use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::{invalidation, xact};
 
 #[derive(Default)]
@@ -25,16 +27,49 @@ struct Seen {
 
 thread_local! {
     static SEEN: RefCell<Seen> = RefCell::new(Seen::default());
-    /// Counts the server's messages: one that comes during a look may tell of what the look did not see.
-    static MESSAGES: Cell<u64> = const { Cell::new(0) };
+    /// While a look is under way: relations that the server has told of since its snapshot was taken (0: any may be meant).
+    /// The look, which may come to them only then, did not see what that was.
+    static TOLD: RefCell<Option<Vec<u32>>> = const { RefCell::new(None) };
     /// Something has changed since the sequencer looked.
     static STALE: Cell<bool> = const { Cell::new(true) };
 }
 
+/// A look under way, under the active snapshot.
+struct Looking;
+
+impl Looking {
+    fn begin() -> Looking {
+        TOLD.set(Some(Vec::new()));
+        Looking
+    }
+
+    /// Whether the server has told of a table meanwhile.
+    fn missed(&self, table: &Fingerprint) -> bool {
+        let parts = parts(table);
+        TOLD.with_borrow(|told| {
+            let mut told = told.iter().flatten();
+            told.any(|relid| *relid == 0 || parts.contains(relid))
+        })
+    }
+}
+
+/// The relations by whose messages a table may have changed. Its indexes are among them: that of a partitioned table's key
+/// becomes valid with the last partition's, of which there is no other message.
+fn parts(table: &Fingerprint) -> Vec<u32> {
+    let relation = Relation::open_at_once(Oid::from_u32(table.layout.relid), Lock::AccessShare);
+    let indexes = relation.map_or_else(Vec::new, |relation| relation.indexes());
+    [table.relids(), table.rows.clone(), indexes].concat()
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        TOLD.set(None);
+    }
+}
+
 impl Seen {
     fn remember(&mut self, table: &Fingerprint) {
-        let parts = [table.relids(), table.rows.clone()].concat();
-        self.remember_as(table.layout.relid, &parts);
+        self.remember_as(table.layout.relid, &parts(table));
     }
 
     fn remember_as(&mut self, relid: u32, parts: &[u32]) {
@@ -59,7 +94,7 @@ impl Seen {
 
 /// The server says that a relation, or anything (0), has changed.
 pub fn forget(relid: u32) {
-    MESSAGES.set(MESSAGES.get() + 1);
+    TOLD.with_borrow_mut(|told| told.iter_mut().for_each(|told| told.push(relid)));
     let any = SEEN.with_borrow_mut(|seen| {
         if relid == 0 {
             *seen = Seen::default();
@@ -94,6 +129,7 @@ pub fn is_stale_already() -> bool {
 pub fn look() -> Look {
     xact::register_callbacks();
     invalidation::watch_tables();
+    let looking = Looking::begin();
     STALE.set(false);
     let known: Vec<u32> = SEEN.with_borrow(|seen| seen.tables.iter().copied().collect());
     let mut look = Look {
@@ -101,7 +137,7 @@ pub fn look() -> Look {
         again: false,
     };
     for old in tracked::all_but(&known) {
-        look.again |= !look_at(&old);
+        look.again |= !look_at(&old, &looking);
     }
     look
 }
@@ -116,8 +152,7 @@ pub struct Look {
 }
 
 /// False if a command is at the table.
-fn look_at(old: &Tracked) -> bool {
-    let messages = MESSAGES.get();
+fn look_at(old: &Tracked, looking: &Looking) -> bool {
     let now = Fingerprint::of(old.relid);
     if now.is_none() || now != old.fingerprint {
         let same = |held: &Tracked| held.fingerprint == old.fingerprint;
@@ -127,10 +162,11 @@ fn look_at(old: &Tracked) -> bool {
         come_first();
         tracked::settle(old, now.as_ref(), Added::Unknown);
     }
-    if MESSAGES.get() != messages {
-        look_again();
-    } else if let Some(now) = now {
-        SEEN.with_borrow_mut(|seen| seen.remember(&now));
+    if let Some(now) = now {
+        match looking.missed(&now) {
+            true => look_again(),
+            false => SEEN.with_borrow_mut(|seen| seen.remember(&now)),
+        }
     }
     true
 }
@@ -152,12 +188,12 @@ fn begun() -> Vec<u32> {
 pub fn require_seen(relid: u32) -> Result<()> {
     xact::register_callbacks();
     invalidation::watch_tables();
+    let looking = Looking::begin();
     invalidation::accept();
     for table in std::iter::once(relid).chain(relation::ancestors(relid)) {
         if SEEN.with_borrow(|seen| seen.tables.contains(&table)) {
             continue;
         }
-        let messages = MESSAGES.get();
         let Some(old) = as_owner(|| tracked::find(table, Hold::No)) else {
             // Until it gets a trigger, of which there is a message.
             SEEN.with_borrow_mut(|seen| seen.remember_as(table, &[table]));
@@ -167,7 +203,7 @@ pub fn require_seen(relid: u32) -> Result<()> {
             .filter(|now| tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing);
         let now =
             now.ok_or_else(|| Error::TryAgain("the table has changed a moment ago".into()))?;
-        if MESSAGES.get() == messages {
+        if !looking.missed(&now) {
             SEEN.with_borrow_mut(|seen| seen.remember(&now));
         }
     }

@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::{self, Oid};
 
+use super::list::cells;
+
 /// Functions of Postgres that the bindings leave out.
 mod catalog {
     #![allow(missing_docs)]
@@ -113,6 +115,16 @@ impl Relation {
             pg_sys::try_relation_open(relid, pg_sys::NoLock as pg_sys::LOCKMODE)
         };
         (!raw.is_null()).then(|| Relation(Opened { raw }))
+    }
+
+    /// Oids of its indexes, those that are not valid as well.
+    pub fn indexes(&self) -> Vec<u32> {
+        // SAFETY: the relation is open; the list is one of oids.
+        unsafe {
+            let indexes = pg_sys::RelationGetIndexList(self.raw());
+            let oids = cells(indexes).iter().map(|cell| cell.oid_value.to_u32());
+            oids.collect()
+        }
     }
 
     /// Opens a relation, or says that there is none.
