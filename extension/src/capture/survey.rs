@@ -43,13 +43,17 @@ impl Looking {
         Looking
     }
 
-    /// Whether the server has told of a table meanwhile.
-    fn missed(&self, table: &Fingerprint) -> bool {
+    /// Remembers a table as it was looked at; false if the server has told of it meanwhile.
+    fn remember(&self, table: &Fingerprint) -> bool {
         let parts = parts(table);
-        TOLD.with_borrow(|told| {
+        let missed = TOLD.with_borrow(|told| {
             let mut told = told.iter().flatten();
             told.any(|relid| *relid == 0 || parts.contains(relid))
-        })
+        });
+        if !missed {
+            SEEN.with_borrow_mut(|seen| seen.remember_as(table.layout.relid, &parts));
+        }
+        !missed
     }
 }
 
@@ -68,10 +72,6 @@ impl Drop for Looking {
 }
 
 impl Seen {
-    fn remember(&mut self, table: &Fingerprint) {
-        self.remember_as(table.layout.relid, &parts(table));
-    }
-
     fn remember_as(&mut self, relid: u32, parts: &[u32]) {
         self.tables.insert(relid);
         for part in parts {
@@ -162,11 +162,8 @@ fn look_at(old: &Tracked, looking: &Looking) -> bool {
         come_first();
         tracked::settle(old, now.as_ref(), Added::Unknown);
     }
-    if let Some(now) = now {
-        match looking.missed(&now) {
-            true => look_again(),
-            false => SEEN.with_borrow_mut(|seen| seen.remember(&now)),
-        }
+    if now.is_some_and(|now| !looking.remember(&now)) {
+        look_again();
     }
     true
 }
@@ -203,9 +200,7 @@ pub fn require_seen(relid: u32) -> Result<()> {
             .filter(|now| tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing);
         let now =
             now.ok_or_else(|| Error::TryAgain("the table has changed a moment ago".into()))?;
-        if !looking.missed(&now) {
-            SEEN.with_borrow_mut(|seen| seen.remember(&now));
-        }
+        looking.remember(&now);
     }
     Ok(())
 }

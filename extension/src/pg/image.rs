@@ -2,7 +2,6 @@
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use super::list::cells;
 use super::relation::{Lock, Relation};
 use crate::record::SKIPPED_HEADER_BYTES;
 
@@ -424,8 +423,8 @@ unsafe fn valid_index(toast: &Relation) -> Option<pg_sys::Relation> {
     let lock = pg_sys::AccessShareLock as i32;
     // SAFETY: index_open() raises rather than returning null; an index has its row of pg_index while it is open.
     unsafe {
-        for cell in cells(pg_sys::RelationGetIndexList(toast.raw())) {
-            let index = pg_sys::index_open(cell.oid_value, lock);
+        for index in toast.indexes() {
+            let index = pg_sys::index_open(pg_sys::Oid::from_u32(index), lock);
             if (*(*index).rd_index).indisvalid {
                 return Some(index);
             }

@@ -83,9 +83,7 @@ impl AsRole {
         PINNED.iter().for_each(|(name, value)| pin(name, value));
         guard
     }
-}
 
-impl AsRole {
     /// Gives settings of the form `prefix.name` a value until the role is left again, and leaves out what is none.
     pub fn set(&self, settings: &[(String, String)]) {
         for (name, value) in settings.iter().filter(|(name, _)| is_custom(name)) {

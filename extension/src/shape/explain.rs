@@ -62,13 +62,7 @@ impl Explainer {
             (answers[0], nanoseconds(started))
         });
         let conditions = conditions.collect();
-        let effects = [Effect {
-            op_position: 0,
-            key: b"".as_slice().into(),
-            before: None,
-            after: Some(row),
-            other_key: None,
-        }];
+        let effects = [Effect::of_row(row)];
         let routers: Vec<usize> = (0..self.group.routers.len()).collect();
         let started = Instant::now();
         for _ in 1..TIMES {

@@ -123,6 +123,19 @@ pub struct Effect<K, R> {
     pub other_key: Option<K>,
 }
 
+impl<K: for<'k> From<&'k [u8]>, R> Effect<K, R> {
+    /// A row that is there, of no transaction, to be looked up and judged.
+    pub fn of_row(row: R) -> Effect<K, R> {
+        Effect {
+            op_position: 0,
+            key: b"".as_slice().into(),
+            before: None,
+            after: Some(row),
+            other_key: None,
+        }
+    }
+}
+
 /// A hash of keys, which whoever writes rows may choose: seeded, so that nobody can make them collide.
 #[derive(Clone)]
 struct KeyHash(u64);

@@ -190,13 +190,7 @@ impl<'a> Counting<'a> {
     }
 
     fn add(&mut self, row: Row, rows: i64) {
-        let effects = [Effect {
-            op_position: 0,
-            key: b"".as_slice().into(),
-            before: None,
-            after: Some(row),
-            other_key: None,
-        }];
+        let effects = [Effect::of_row(row)];
         let by_clause = &self.by_clause;
         let mut routed = self.group.route(&effects, self.routers, &self.scratch);
         routed
