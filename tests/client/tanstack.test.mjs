@@ -189,14 +189,15 @@ test('on-demand: pages in an order, a join, and a rotation', async () => {
 })
 
 for (const liveSse of [false, true]) test(`progressive: a query has its rows before everything is there, then all is, ${liveSse ? 'by events' : 'by long-polling'}`, async () => {
-  await site.sql("drop table if exists long; create table long (id int primary key, kind int, v text); insert into long select i, i % 100, repeat(md5(i::text), 4) from generate_series(1, 20000) i")
+  const table = liveSse ? 'long_events' : 'long_polls'
+  await site.sql(`create table ${table} (id int primary key, kind int, v text); insert into ${table} select i, i % 100, repeat(md5(i::text), 4) from generate_series(1, 20000) i`)
   const proxy = await startProxy(site.sidecar.url)
-  const long = collectionOf('long', { syncMode: 'progressive', url: proxy.url, liveSse })
+  const long = collectionOf(table, { syncMode: 'progressive', url: proxy.url, liveSse })
   const query = live((q) => q.from({ l: long }).where(({ l }) => eq(l.kind, 7)))
   await query.preload()
-  assert.equal(await untilIds(query, 'kind = 7', 'long'), 200)
-  await site.sql("update long set v = 'early' where id = 7; insert into long values (30007, 7, 'new'); delete from long where id = 107")
-  await untilIds(query, 'kind = 7', 'long')
+  assert.equal(await untilIds(query, 'kind = 7', table), 200)
+  await site.sql(`update ${table} set v = 'early' where id = 7; insert into ${table} values (30007, 7, 'new'); delete from ${table} where id = 107`)
+  await untilIds(query, 'kind = 7', table)
   await waitFor(() => long.size === 20_000, { timeoutMs: 20_000 })
   await waitFor(() => query.get(7)?.v === 'early')
   assert.equal(await long.insert({ id: 30008, kind: 7, v: 'own' }).isPersisted.promise.then(() => query.get(30008).v), 'own')
