@@ -13,6 +13,7 @@ use crate::admission::Admission;
 use crate::behind::{Behind, ToRead};
 use crate::compression::Compression;
 use crate::config::Config;
+use crate::crowd::Crowd;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
 use crate::definition::{Definition, Definitions, Untracked};
 use crate::error::Error;
@@ -56,6 +57,8 @@ pub struct App {
     pub began: Instant,
     /// How many requests are answered at the same time.
     pub admission: Admission,
+    /// Those that come all at once.
+    pub crowd: Arc<Crowd>,
     /// Who callers are; None if all are the same.
     pub tokens: Option<Tokens>,
     /// Compressed bodies.
@@ -93,6 +96,7 @@ impl App {
             touches: Touches::default(),
             metrics,
             admission: Admission::new(&config),
+            crowd: Arc::new(Crowd::new()),
             tokens: Tokens::new(&config)?,
             compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
