@@ -2,6 +2,7 @@
 
 use super::retain::{self, Outcome};
 use super::step::{Era, State, begin_if_not, step};
+use crate::capture::roles;
 use crate::capture::survey::{self, Look};
 use crate::error::{Error, Result};
 use crate::guc::RING_MEMBERS;
@@ -95,7 +96,7 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
         let Some(pause_ms) = retention.look_if_time() else {
             return Stop::NoExtension;
         };
-        let pause_ms = if survey::is_stale_already() {
+        let pause_ms = if survey::is_stale_already() || roles::is_stale() {
             0
         } else {
             pause_ms
@@ -265,6 +266,13 @@ impl Surveyed {
             lock_extension()?;
             Some(xact::with_latest_snapshot(survey::look))
         })?;
+        if roles::is_stale() {
+            background::in_transaction(|| {
+                lock_extension()?;
+                roles::look();
+                Some(())
+            })?;
+        }
         self.again_us = xact::clock_us() + 1000 * IDLE_MS;
         Some(())
     }
@@ -277,7 +285,7 @@ fn one_step(state: Option<&State>, begin_era: bool, may_look: bool, begun: &[u32
         return Tried::NoExtension;
     }
     xact::with_latest_snapshot(|| {
-        if survey::is_stale() && may_look {
+        if (survey::is_stale() || roles::is_stale()) && may_look {
             return Tried::LookFirst;
         }
         let loaded = if state.is_none() {
