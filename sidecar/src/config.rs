@@ -152,6 +152,11 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_SPOOL_DIR")]
     pub spool_dir: Option<PathBuf>,
 
+    /// Folder with a site that is served beside the API, so that its pages have one origin with it. Files that are there
+    /// as `NAME.br` or `NAME.gz`, too, are sent as these.
+    #[arg(long, env = "SHAPEFEED_STATIC_DIR")]
+    pub static_dir: Option<PathBuf>,
+
     /// Bytes that all kept snapshots may take; above that, requests that need another one get a 503.
     #[arg(long, env = "SHAPEFEED_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,

@@ -13,6 +13,7 @@ use axum::{BoxError, Router};
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tower::ServiceExt;
+use tower_http::services::ServeDir;
 
 use crate::app::App;
 use crate::error::Error;
@@ -76,15 +77,24 @@ fn routes(app: Arc<App>) -> Router {
         .post(handlers::shape::post)
         .fallback(not_found);
     let routes = Router::new()
-        .route("/", get(handlers::root::get).fallback(not_found))
         .route(SHAPE, shape)
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
         .route(
             "/openapi.json",
             get(handlers::openapi::get).fallback(not_found),
-        )
-        .fallback(not_found);
+        );
+    let site = app.config.static_dir.as_ref().map(|folder| {
+        ServeDir::new(folder)
+            .precompressed_br()
+            .precompressed_gzip()
+    });
+    let routes = match site {
+        Some(site) => routes.fallback_service(site),
+        None => routes
+            .route("/", get(handlers::root::get).fallback(not_found))
+            .fallback(not_found),
+    };
     routes.with_state(app)
 }
 
