@@ -20,6 +20,8 @@ export interface TableShape {
 /** A shape that the database keeps (`shapefeed.create_shape`). */
 export interface NamedShape {
   shape: string
+  /** Its table, so that this is there before its first row has come. */
+  table?: string
   /** Values of its parameters. */
   params?: Readonly<Record<string, string | number | boolean>>
 }
@@ -168,6 +170,8 @@ export interface SyncOptions {
   dataDir?: string
   /** The application's own tables, views and indexes. Tables without foreign keys and without unique constraints but the primary key. */
   schema?: LocalSchema
+  /** Tables whose changed rows are rejected if the server's row is not what was changed here. @default none: columns are merged */
+  rejectIfChanged?: readonly string[]
   /** Parameters of every request, such as `secret`. */
   params?: Readonly<Record<string, string>>
   /** @default the global one */
