@@ -26,10 +26,6 @@ interface StreamRow {
   synced_ms: number | null
 }
 
-/** The protocol client hands values on as they are: Postgres reads them. */
-const asText = Object.fromEntries(['int2', 'int4', 'int8', 'float4', 'float8', 'bool', 'json', 'jsonb']
-  .map((type) => [type, (value: string) => value])) as Record<string, (value: string) => never>
-
 /** A stream's run from one stored offset on; it ends with a failure or by its signal. */
 interface Run {
   row: StreamRow
@@ -134,15 +130,8 @@ export class ShapeFollower {
       params: { ...requestParams(this.definition), ...params } as never,
       ...(row.offset !== null && row.handle !== null ? { offset: row.offset as `${number}_${number}`, handle: row.handle } : {}),
       signal: run.signal,
-      parser: asText,
       onError: (error) => fail(error),
-      fetchClient: async (input, init) => {
-        const answer = await network.request(input as string, init, (trouble) => this.#trouble(run, trouble))
-        const schema = answer.headers.get('electric-schema')
-        const handle = answer.headers.get('electric-handle')
-        if (answer.ok && schema && handle) run.schemas.set(handle, JSON.parse(schema) as ServerSchema)
-        return answer
-      },
+      fetchClient: async (input, init) => describe(run, await network.request(input as string, init, (trouble) => this.#trouble(run, trouble))),
     })
   }
 
@@ -199,6 +188,17 @@ export class ShapeFollower {
     this.status = { ...this.status, ...change }
     if (JSON.stringify(this.status) !== before) this.changed.fire()
   }
+}
+
+/** Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them. */
+function describe(run: Run, answer: Response): Response {
+  const schema = answer.headers.get('electric-schema')
+  const handle = answer.headers.get('electric-handle')
+  if (!answer.ok || !schema || !handle) return answer
+  run.schemas.set(handle, JSON.parse(schema) as ServerSchema)
+  const headers = new Headers(answer.headers)
+  headers.set('electric-schema', '{}')
+  return new Response(answer.body, { status: answer.status, headers })
 }
 
 function requestParams(definition: ShapeDefinition): Record<string, unknown> {

@@ -23,7 +23,11 @@ export async function openClient(site, options = {}) {
     /** Follows a shape up to where it is up to date. */
     follow: async (definition) => {
       const handle = client.sync.shape(definition)
-      await handle.upToDate()
+      try {
+        await waitFor(() => handle.status === 'live', { timeoutMs: 60_000, what: 'the shape is up to date' })
+      } catch (error) {
+        throw new Error(`${JSON.stringify(definition)}: ${handle.status}, ${JSON.stringify(handle.error)}`, { cause: error })
+      }
       return handle
     },
     /** Waits until the table is, here, what the query says there. */
