@@ -1,4 +1,5 @@
 /** Live queries that outlive their tables: PGlite's, made anew when a table is made or altered. */
+import { listen } from './listen.js'
 import { schemaChannel } from './tables.js'
 import type { LivePGlite, Unsubscribe } from './types.js'
 
@@ -29,7 +30,7 @@ export async function liveQuery<T>(pglite: LivePGlite, sql: string, params: unkn
     }
   }
   const reopen = () => (turn = turn.then(open))
-  const unlisten = await pglite.listen(schemaChannel, () => void reopen())
+  const unlisten = await listen(pglite, schemaChannel, () => void reopen())
   await reopen()
   return async () => {
     ended = true

@@ -2,6 +2,7 @@
 import { PGlite, type Results, type Transaction } from '@electric-sql/pglite'
 import { live } from '@electric-sql/pglite/live'
 import { liveQuery } from './live.js'
+import { listen } from './listen.js'
 import { Network } from './network.js'
 import { Outbox, outboxChannel } from './outbox.js'
 import { install } from './sql/install.js'
@@ -78,7 +79,7 @@ class LocalSync implements Sync {
     this.#cleanups.push(
       this.#network.changed.on(() => this.#changed.fire()),
       this.#outbox.changed.on(() => this.#count()),
-      await this.pglite.listen(outboxChannel, () => {
+      await listen(this.pglite, outboxChannel, () => {
         this.#outbox.wake()
         this.#count()
       }),
