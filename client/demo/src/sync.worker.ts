@@ -1,5 +1,6 @@
 /** The worker with the database. */
 import { serveSync } from 'shapefeed/worker'
+import { schema } from './schema'
 import { spread } from './spread'
 
-serveSync({ fetch: spread })
+serveSync({ schema, fetch: spread })
