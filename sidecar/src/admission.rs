@@ -16,6 +16,7 @@ use crate::query::Query;
 pub struct Admission {
     initial: Gate,
     existing: Gate,
+    writes: Gate,
     turns: Semaphore,
 }
 
@@ -50,6 +51,7 @@ impl Admission {
         Admission {
             initial: Gate::new("initial", config.max_concurrent_initial),
             existing: Gate::new("existing", config.max_concurrent_existing),
+            writes: Gate::new("write", config.max_concurrent_writes),
             turns: Semaphore::new(turns()),
         }
     }
@@ -61,6 +63,11 @@ impl Admission {
         // Comes back when the runtime has looked for what has happened, and done all of that.
         yield_now().await;
         turn.expect("it is never closed")
+    }
+
+    /// The same of a write.
+    pub fn enter_to_write(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.writes.enter()
     }
 
     /// Lets a request in, until what this gives is dropped, or puts it off.
