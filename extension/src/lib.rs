@@ -18,6 +18,7 @@ pub mod record;
 pub mod capture;
 pub mod sequence;
 pub mod shape;
+pub mod write;
 
 pub mod api;
 

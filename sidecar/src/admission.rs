@@ -9,11 +9,12 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::query::Query;
 
-/// The two kinds of requests.
+/// Each kind of requests.
 #[derive(Debug)]
 pub struct Admission {
     initial: Gate,
     existing: Gate,
+    writes: Gate,
 }
 
 #[derive(Debug)]
@@ -47,7 +48,13 @@ impl Admission {
         Admission {
             initial: Gate::new("initial", config.max_concurrent_initial),
             existing: Gate::new("existing", config.max_concurrent_existing),
+            writes: Gate::new("write", config.max_concurrent_writes),
         }
+    }
+
+    /// Lets a write in, until what this gives is dropped, or puts it off.
+    pub fn enter_to_write(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.writes.enter()
     }
 
     /// Lets a request in, until what this gives is dropped, or puts it off.

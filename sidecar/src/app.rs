@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use serde_json::Value as Json;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,8 @@ use crate::pin::Pins;
 use crate::snapshot::Snapshots;
 use crate::token::{Identity, Tokens};
 use crate::touches::Touches;
+use crate::write::position::{Positions, Wanted};
+use crate::write::rate::Rates;
 
 /// Between two looks at something that is about to happen in the database.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -61,6 +64,10 @@ pub struct App {
     pub crowd: Arc<Crowd>,
     /// Who callers are; None if all are the same.
     pub tokens: Option<Tokens>,
+    /// How much callers may write.
+    pub rates: Rates,
+    /// Positions of what was written here.
+    pub positions: Positions,
     /// Compressed bodies.
     pub compression: Compression,
     /// Cancelled when the sidecar is told to stop.
@@ -78,16 +85,25 @@ pub struct App {
     tracks: Flights<u32, ()>,
 }
 
+/// Where the tasks of a sidecar learn what to do.
+pub struct Tasks {
+    /// Shapes that the feed is to tell of.
+    pub to_attach: ToAttach,
+    /// What is wanted of requests' past.
+    pub to_read: ToRead,
+    /// Transactions whose positions are wanted.
+    pub to_position: UnboundedReceiver<Wanted>,
+}
+
 impl App {
-    /// A sidecar that has not connected yet, where its feed learns of shapes, and what is wanted of requests' past.
-    pub fn new(
-        config: Config,
-    ) -> Result<(Arc<Self>, ToAttach, ToRead), Box<dyn std::error::Error>> {
+    /// A sidecar that has not connected yet, and where its tasks learn what to do.
+    pub fn new(config: Config) -> Result<(Arc<Self>, Tasks), Box<dyn std::error::Error>> {
         let db = Db::new(&config)?;
         let metrics = Metrics::new();
         let snapshots = Snapshots::new(db.clone(), &config, metrics.clone());
         let (live, to_attach) = LiveShapes::new(config.tail_max_bytes);
         let (behind, to_read) = Behind::new();
+        let (positions, to_position) = Positions::new();
         let app = App {
             db,
             behind,
@@ -98,6 +114,8 @@ impl App {
             admission: Admission::new(&config),
             crowd: Arc::new(Crowd::new()),
             tokens: Tokens::new(&config)?,
+            rates: Rates::new(config.write_rate),
+            positions,
             compression: Compression::new(config.compression, config.compressed_max_bytes),
             config,
             definitions: Definitions::default(),
@@ -114,7 +132,12 @@ impl App {
             heads: Flights::default(),
             tracks: Flights::default(),
         };
-        Ok((Arc::new(app), to_attach, to_read))
+        let tasks = Tasks {
+            to_attach,
+            to_read,
+            to_position,
+        };
+        Ok((Arc::new(app), tasks))
     }
 
     /// Who a request with these headers is made as.

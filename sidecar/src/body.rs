@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
+use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
@@ -18,13 +19,17 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Puts the parameters of a body into a query.
 pub async fn read_into(query: &mut Query<'_>, body: Body) -> Result<(), Error> {
-    let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, MAX_BYTES)).await;
-    let bytes = match read {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_too_long(&error) => return Err(Error::BodyTooLarge),
-        _ => return Err(Error::bad_body("Failed to read request body")),
-    };
-    put_into(query, &bytes)
+    put_into(query, &read(body, MAX_BYTES).await?)
+}
+
+/// A whole body of at most so many bytes.
+pub async fn read(body: Body, max_bytes: usize) -> Result<Bytes, Error> {
+    let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, max_bytes)).await;
+    match read {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_too_long(&error) => Err(Error::BodyTooLarge),
+        _ => Err(Error::bad_body("Failed to read request body")),
+    }
 }
 
 fn is_too_long(error: &axum::Error) -> bool {

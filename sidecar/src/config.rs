@@ -152,6 +152,11 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_SPOOL_DIR")]
     pub spool_dir: Option<PathBuf>,
 
+    /// Folder with a site that is served beside the API, so that its pages have one origin with it. Files that are there
+    /// as `NAME.br` or `NAME.gz`, too, are sent as these.
+    #[arg(long, env = "SHAPEFEED_STATIC_DIR")]
+    pub static_dir: Option<PathBuf>,
+
     /// Bytes that all kept snapshots may take; above that, requests that need another one get a 503.
     #[arg(long, env = "SHAPEFEED_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
@@ -185,6 +190,30 @@ pub struct Config {
     /// Key of the certificate: a file, PEM.
     #[arg(long, env = "SHAPEFEED_TLS_KEY", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+
+    /// Bytes that the body of a write may have.
+    #[arg(long, env = "SHAPEFEED_WRITE_MAX_BYTES", default_value_t = 1 << 20)]
+    pub write_max_bytes: usize,
+
+    /// Transactions a second that one user's clients may write, ten times as many at once; above that they get a 429. 0 sets
+    /// no limit.
+    #[arg(long, env = "SHAPEFEED_WRITE_RATE", default_value_t = 100)]
+    pub write_rate: u32,
+
+    /// Seconds after which a client's transaction is given up, waiting for locks included; the client sends it again.
+    #[arg(long, env = "SHAPEFEED_WRITE_TIMEOUT", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub write_timeout: u64,
+
+    /// Connections for writes: how many transactions are done at the same time.
+    #[arg(long, env = "SHAPEFEED_WRITE_POOL_SIZE", default_value_t = 4)]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub write_pool_size: usize,
+
+    /// Writes that are answered at the same time; above that they get a 503.
+    #[arg(long, env = "SHAPEFEED_MAX_CONCURRENT_WRITES", default_value_t = 300)]
+    #[arg(value_parser = concurrent())]
+    pub max_concurrent_writes: usize,
 
     /// Requests without a handle that are answered at the same time; above that they get a 503.
     #[arg(long, env = "SHAPEFEED_MAX_CONCURRENT_INITIAL", default_value_t = 300)]

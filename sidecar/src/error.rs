@@ -75,6 +75,24 @@ pub enum Error {
         /// So many may be.
         limit: usize,
     },
+    /// A body of another kind than JSON.
+    #[error("Unsupported Media Type - application/json is expected")]
+    NotJson,
+    /// Transactions of the client are missing between its last one and these.
+    #[error("Transactions are missing: the client's next one has seq {}", last_seq + 1)]
+    WriteGap {
+        /// The last one that is done.
+        last_seq: i64,
+    },
+    /// The client's id was first used by somebody else.
+    #[error("Forbidden - The client_id belongs to another caller")]
+    ForeignClient,
+    /// A caller writes more than he may.
+    #[error("Too many transactions, please retry")]
+    TooManyWrites {
+        /// When as many would be taken.
+        retry_after_s: u64,
+    },
     /// A bug, here or in the extension.
     #[error("internal error: {0}")]
     Internal(Arc<dyn std::error::Error + Send + Sync>),
@@ -134,7 +152,10 @@ impl Error {
         match self {
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
             Error::Unauthorized | Error::InvalidToken => StatusCode::UNAUTHORIZED,
-            Error::ForbiddenRole => StatusCode::FORBIDDEN,
+            Error::ForbiddenRole | Error::ForeignClient => StatusCode::FORBIDDEN,
+            Error::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Error::WriteGap { .. } => StatusCode::CONFLICT,
+            Error::TooManyWrites { .. } => StatusCode::TOO_MANY_REQUESTS,
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::NotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Error::UrlTooLong => StatusCode::URI_TOO_LONG,
@@ -160,6 +181,9 @@ impl Error {
                 Some(details) => json!({"error": text, "details": details}),
                 None => json!({"error": text}),
             },
+            Error::WriteGap { last_seq } => {
+                json!({"message": self.to_string(), "last_seq": last_seq})
+            }
             Error::NotYet => {
                 json!({"message": "The offset has not arrived here yet, please retry"})
             }
@@ -223,6 +247,9 @@ impl IntoResponse for Error {
         }
         if self.is_passing() {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Error::TooManyWrites { retry_after_s } = self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
         }
         if let Error::Full { .. } = self {
             let seconds = fastrand::u64(FULL_RETRY_AFTER_S);

@@ -48,6 +48,7 @@ mod tail;
 mod tls;
 mod token;
 mod touches;
+mod write;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -77,9 +78,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::create_dir_all(dir)?;
     }
     let certificate = certificate(&config)?;
-    let (app, to_attach, to_read) = App::new(config)?;
-    tokio::spawn(Feed::new(app.clone(), to_attach).run());
-    tokio::spawn(behind::run(app.clone(), to_read));
+    let (app, tasks) = App::new(config)?;
+    tokio::spawn(Feed::new(app.clone(), tasks.to_attach).run());
+    tokio::spawn(behind::run(app.clone(), tasks.to_read));
+    tokio::spawn(write::position::run(app.clone(), tasks.to_position));
     tokio::spawn(sequencer::run(app.clone()));
     let crowded = app.clone();
     tokio::spawn(async move { crowded.crowd.run().await });

@@ -30,6 +30,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -41,6 +46,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<ClassLabel, Histogram>,
     refetches: Family<ReasonLabel, Counter>,
+    writes: Family<StatusLabel, Counter>,
     snapshots: Family<ResultLabel, Counter>,
     snapshot_bytes: Counter,
     snapshot_seconds: Histogram,
@@ -100,6 +106,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             refetches: Family::default(),
+            writes: Family::default(),
             snapshots: Family::default(),
             snapshot_bytes: Counter::default(),
             snapshot_seconds: seconds(),
@@ -140,6 +147,7 @@ impl Metrics {
             "Answers that make a client start over",
             self.refetches.clone(),
         );
+        it.register("writes", "Transactions of clients", self.writes.clone());
         it.register("snapshots", "Snapshots taken", self.snapshots.clone());
         it.register(
             "snapshot_bytes",
@@ -280,6 +288,11 @@ impl Metrics {
             reason
         };
         self.refetches.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A client's transaction was applied, rejected, or is to be sent again.
+    pub fn written(&self, status: &'static str) {
+        self.writes.get_or_create(&StatusLabel { status }).inc();
     }
 
     /// A snapshot was taken (so many bytes), or failed.

@@ -8,11 +8,12 @@ use axum::extract::State;
 use axum::http::header::{self, HeaderMap};
 use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, Version, uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{BoxError, Router};
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tower::ServiceExt;
+use tower_http::services::ServeDir;
 
 use crate::app::App;
 use crate::error::Error;
@@ -21,6 +22,8 @@ use crate::protocol::EXPOSED_HEADERS;
 
 const SHAPE: &str = "/v1/shape";
 const SHAPE_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, HEAD, DELETE, OPTIONS");
+const WRITE: &str = "/v1/write";
+const WRITE_METHODS: HeaderValue = HeaderValue::from_static("POST, OPTIONS");
 const OTHER_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
 const DEFAULT_CACHE_CONTROL: HeaderValue =
     HeaderValue::from_static("max-age=0, private, must-revalidate");
@@ -55,7 +58,7 @@ impl Service {
             preflight(request.headers())
         } else if request.uri().path_and_query().is_some_and(too_long) {
             Error::UrlTooLong.into_response()
-        } else if *request.method() == Method::GET && envelope.is_shape {
+        } else if *request.method() == Method::GET && request.uri().path() == SHAPE {
             // What nearly all requests are: without the boxes and copies of a way through the routes.
             let (head, _) = request.into_parts();
             handlers::shape::get(State(self.app.clone()), head).await
@@ -76,15 +79,25 @@ fn routes(app: Arc<App>) -> Router {
         .post(handlers::shape::post)
         .fallback(not_found);
     let routes = Router::new()
-        .route("/", get(handlers::root::get).fallback(not_found))
         .route(SHAPE, shape)
+        .route(WRITE, post(handlers::write::post))
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
         .route(
             "/openapi.json",
             get(handlers::openapi::get).fallback(not_found),
-        )
-        .fallback(not_found);
+        );
+    let site = app.config.static_dir.as_ref().map(|folder| {
+        ServeDir::new(folder)
+            .precompressed_br()
+            .precompressed_gzip()
+    });
+    let routes = match site {
+        Some(site) => routes.fallback_service(site),
+        None => routes
+            .route("/", get(handlers::root::get).fallback(not_found))
+            .fallback(not_found),
+    };
     routes.with_state(app)
 }
 
@@ -121,7 +134,7 @@ async fn not_found() -> Response {
 /// What the headers of every response depend on.
 struct Envelope {
     version: Version,
-    is_shape: bool,
+    methods: HeaderValue,
     is_preflight: bool,
 }
 
@@ -129,21 +142,20 @@ impl Envelope {
     fn of<B>(request: &Request<B>) -> Self {
         Envelope {
             version: request.version(),
-            is_shape: request.uri().path() == SHAPE,
+            methods: match request.uri().path() {
+                SHAPE => SHAPE_METHODS,
+                WRITE => WRITE_METHODS,
+                _ => OTHER_METHODS,
+            },
             is_preflight: *request.method() == Method::OPTIONS,
         }
     }
 
-    fn around(&self, mut response: Response, app: &App) -> Response {
-        let methods = if self.is_shape {
-            SHAPE_METHODS
-        } else {
-            OTHER_METHODS
-        };
+    fn around(self, mut response: Response, app: &App) -> Response {
         let refused = response.status() == StatusCode::METHOD_NOT_ALLOWED;
         let headers = response.headers_mut();
         if refused {
-            headers.insert(header::ALLOW, methods.clone());
+            headers.insert(header::ALLOW, self.methods.clone());
         }
         headers.insert(
             header::ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -153,7 +165,7 @@ impl Envelope {
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
             HeaderValue::from_static(EXPOSED_HEADERS),
         );
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods);
         headers.insert(
             header::SERVER,
             HeaderValue::from_static(concat!("shapefeed/", env!("CARGO_PKG_VERSION"))),

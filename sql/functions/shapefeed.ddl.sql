@@ -75,6 +75,10 @@ end $$;
 create function shapefeed._sql_drop() returns event_trigger
   language plpgsql security definer set search_path = '' as $$
 begin
+  if pg_catalog.to_regclass('shapefeed.writable') is not null and exists (select from shapefeed.writable) then
+    delete from shapefeed.writable w using pg_catalog.pg_event_trigger_dropped_objects() d
+    where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objsubid = 0 and d.objid = w.relid::oid;
+  end if;
   if pg_catalog.to_regclass('shapefeed.tracked') is not null and exists (select from shapefeed.tracked) then
     perform shapefeed._dropped(d.objid)
     from pg_catalog.pg_event_trigger_dropped_objects() d

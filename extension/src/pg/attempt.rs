@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgrx::pg_sys::{self, panic::CaughtError};
 use pgrx::{PgSqlErrorCode, PgTryBuilder};
 
-use super::error::{noted_position, noting_position};
+use super::error::{self, noted_position, noting_position};
 use super::time_limit::TimeLimit;
 
 /// An error that was caught, its effects rolled back.
@@ -78,8 +78,46 @@ pub fn attempt_locks<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
     })
 }
 
+/// What was not done, and why.
+#[derive(Debug)]
+pub struct Undone {
+    /// SQLSTATE.
+    pub sqlstate: String,
+    /// Primary message.
+    pub message: String,
+    /// The constraint that was violated.
+    pub constraint: Option<String>,
+}
+
+/// Runs `f`, which writes, in a subtransaction, of which nothing is left when it raises an error or returns one. What may
+/// succeed at another time is not caught: it ends the transaction.
+pub fn attempt_writing<E>(f: impl FnOnce() -> Result<(), E>) -> Result<Result<(), E>, Undone> {
+    let may_catch =
+        |sqlstate| !concerns_server(sqlstate) || sqlstate == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
+    let outcome = in_subtransaction(|| error::noting_report(f), Result::is_ok, may_catch);
+    outcome.map_err(|caught| {
+        let noted = error::noted_report(&caught.message);
+        Undone {
+            sqlstate: match &noted {
+                Some(report) => report.sqlstate.clone(),
+                None => error::sqlstate_text(caught.sqlstate as i32),
+            },
+            message: caught.message,
+            constraint: noted.and_then(|report| report.constraint),
+        }
+    })
+}
+
 fn catching<T>(
     f: impl FnOnce() -> T,
+    may_catch: impl Fn(PgSqlErrorCode) -> bool,
+) -> Result<T, Caught> {
+    in_subtransaction(f, |_| true, may_catch)
+}
+
+fn in_subtransaction<T>(
+    f: impl FnOnce() -> T,
+    is_kept: impl FnOnce(&T) -> bool,
     may_catch: impl Fn(PgSqlErrorCode) -> bool,
 ) -> Result<T, Caught> {
     // SAFETY: reads the backend's globals; BeginInternalSubTransaction() raises where a subtransaction may not begin,
@@ -97,9 +135,9 @@ fn catching<T>(
     // is rolled back along with this one.
     unsafe {
         pg_sys::CurrentMemoryContext = context;
-        match outcome {
-            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
-            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        match &outcome {
+            Ok(value) if is_kept(value) => pg_sys::ReleaseCurrentSubTransaction(),
+            _ => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
         }
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;

@@ -5,7 +5,7 @@
 //! one callback that does. Postgres resets the callback stack when it handles the error.
 
 use std::cell::RefCell;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -16,6 +16,7 @@ unsafe extern "C-unwind" {
     fn internalerrposition(cursorpos: c_int) -> c_int;
     fn internalerrquery(query: *const c_char) -> c_int;
     fn geterrposition() -> c_int;
+    fn CopyErrorData() -> *mut pg_sys::ErrorData;
 }
 
 /// A place in a text that is not the client's own query: a where clause, say.
@@ -123,6 +124,75 @@ pub fn noting_position<T>(f: impl FnOnce() -> T) -> T {
         drop(restore);
         value
     }
+}
+
+/// What pgrx's report of an error leaves out.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The SQLSTATE, also one that is not Postgres' own.
+    pub sqlstate: String,
+    /// The primary message.
+    pub message: String,
+    /// The constraint that was violated.
+    pub constraint: Option<String>,
+}
+
+thread_local! {
+    /// The last error that Postgres raised inside [`noting_report`].
+    static NOTED_REPORT: RefCell<Option<Report>> = const { RefCell::new(None) };
+}
+
+unsafe extern "C-unwind" fn note_report(_arg: *mut c_void) {
+    // SAFETY: errfinish() calls this with the report on top of the stack, and with a memory context that a copy may not be
+    // made in; the copy is freed here.
+    unsafe {
+        let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let report = CopyErrorData();
+        if (*report).elevel >= pgrx::PgLogLevel::ERROR as c_int {
+            let text = |text: *const c_char| {
+                (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+            };
+            NOTED_REPORT.set(Some(Report {
+                sqlstate: sqlstate_text((*report).sqlerrcode),
+                message: text((*report).message).unwrap_or_default(),
+                constraint: text((*report).constraint_name),
+            }));
+        }
+        pg_sys::FreeErrorData(report);
+        pg_sys::MemoryContextSwitchTo(before);
+    }
+}
+
+/// The five characters of a packed SQLSTATE.
+pub fn sqlstate_text(packed: i32) -> String {
+    let character = |place: i32| char::from(((packed >> (6 * place)) & 0x3F) as u8 + b'0');
+    (0..5).map(character).collect()
+}
+
+/// Runs `f` and remembers what Postgres says of an error that it raises in it. Ask [`noted_report`] after catching that
+/// error.
+pub fn noting_report<T>(f: impl FnOnce() -> T) -> T {
+    NOTED_REPORT.set(None);
+    // SAFETY: as in noting_position().
+    unsafe {
+        let mut node = pg_sys::ErrorContextCallback {
+            previous: pg_sys::error_context_stack,
+            callback: Some(note_report),
+            arg: std::ptr::null_mut(),
+        };
+        let restore = RestoreStack(pg_sys::error_context_stack);
+        pg_sys::error_context_stack = &raw mut node;
+        let value = f();
+        drop(restore);
+        value
+    }
+}
+
+/// What was noted by [`noting_report`] of an error with this message, and not of one that was caught inside.
+pub fn noted_report(message: &str) -> Option<Report> {
+    NOTED_REPORT
+        .take()
+        .filter(|report| report.message == message)
 }
 
 struct RestoreStack(*mut pg_sys::ErrorContextCallback);

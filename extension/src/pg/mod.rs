@@ -34,4 +34,5 @@ pub mod memory;
 pub mod order;
 pub mod query;
 pub mod reading;
+pub mod statement;
 pub mod values;

@@ -45,26 +45,26 @@ impl AsRole {
     /// Starts to act as the role of that name. The session user must be a member of it, as for SET ROLE; where
     /// Postgres forbids SET ROLE because someone else's code may be running, the current user must be.
     pub fn enter(role: &str) -> Result<AsRole> {
-        let name = CString::new(role).unwrap_or_default();
-        // SAFETY: with missing_ok get_role_oid() returns InvalidOid for an unknown name.
-        let oid = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
-        if oid == pg_sys::InvalidOid {
-            return Err(Error::Sql(
-                ERRCODE_UNDEFINED_OBJECT,
-                format!("role \"{role}\" does not exist"),
-                "",
-            ));
-        }
-        if !may_act_as(oid) {
-            let message = format!("permission denied to act as role \"{role}\"");
-            let hint = "The session user must be a member of the role.";
-            return Err(Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, hint));
-        }
-        Ok(AsRole::switch_to(oid))
+        Ok(AsRole::switch_to(known(role)?))
+    }
+
+    /// The same for writing: triggers may do what they do for others, but for becoming somebody else, and find names as
+    /// they do in the session.
+    pub fn enter_to_write(role: &str) -> Result<AsRole> {
+        let guard = AsRole::begin(known(role)?, pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int);
+        PINNED.iter().for_each(|(name, value)| pin(name, value));
+        Ok(guard)
     }
 
     fn switch_to(role: pg_sys::Oid) -> AsRole {
         let search_path = CString::new(search_path()).unwrap_or_default();
+        let guard = AsRole::begin(role, pg_sys::SECURITY_RESTRICTED_OPERATION as c_int);
+        pin(c"search_path", &search_path);
+        PINNED.iter().for_each(|(name, value)| pin(name, value));
+        guard
+    }
+
+    fn begin(role: pg_sys::Oid, restriction: c_int) -> AsRole {
         let mut guard = AsRole {
             user: pg_sys::InvalidOid,
             security_context: 0,
@@ -74,13 +74,10 @@ impl AsRole {
         // error on the way is undone by the abort of the (sub)transaction.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut guard.user, &mut guard.security_context);
-            let restricted =
-                guard.security_context | pg_sys::SECURITY_RESTRICTED_OPERATION as c_int;
+            let restricted = guard.security_context | restriction;
             pg_sys::SetUserIdAndSecContext(role, restricted);
             guard.guc_level = pg_sys::NewGUCNestLevel();
         }
-        pin(c"search_path", &search_path);
-        PINNED.iter().for_each(|(name, value)| pin(name, value));
         guard
     }
 
@@ -94,6 +91,28 @@ impl AsRole {
             pin(&name, &value);
         }
     }
+}
+
+/// Whether the session may act as the role of that name.
+pub fn require(role: &str) -> Result<()> {
+    known(role).map(|_| ())
+}
+
+/// The role of that name, if the session may act as it.
+fn known(role: &str) -> Result<pg_sys::Oid> {
+    let name = CString::new(role).unwrap_or_default();
+    // SAFETY: with missing_ok get_role_oid() returns InvalidOid for an unknown name.
+    let oid = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
+    if oid == pg_sys::InvalidOid {
+        let message = format!("role \"{role}\" does not exist");
+        return Err(Error::Sql(ERRCODE_UNDEFINED_OBJECT, message, ""));
+    }
+    if !may_act_as(oid) {
+        let message = format!("permission denied to act as role \"{role}\"");
+        let hint = "The session user must be a member of the role.";
+        return Err(Error::Sql(ERRCODE_INSUFFICIENT_PRIVILEGE, message, hint));
+    }
+    Ok(oid)
 }
 
 /// Is it the name of a setting that nobody but its users gives a meaning: identifiers, at least two, joined by dots?

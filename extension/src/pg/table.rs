@@ -58,22 +58,27 @@ pub enum Found {
 /// Looks a table up as the current user and locks it in share mode until the (sub)transaction ends. Raises if the user
 /// has no right to use the schema.
 pub fn find(schema: &str, name: &str) -> Found {
-    let (Ok(schema), Ok(name)) = (CString::new(schema), CString::new(name)) else {
-        return Found::Missing;
-    };
+    match relid_of(schema, name, pg_sys::AccessShareLock as pg_sys::LOCKMODE) {
+        Some(relid) => by_oid(relid),
+        None => Found::Missing,
+    }
+}
+
+/// Looks a relation up as the current user, without a lock. Raises if the user has no right to use the schema.
+pub fn look_up(schema: &str, name: &str) -> Option<pg_sys::Oid> {
+    relid_of(schema, name, pg_sys::NoLock as pg_sys::LOCKMODE)
+}
+
+fn relid_of(schema: &str, name: &str, lock: pg_sys::LOCKMODE) -> Option<pg_sys::Oid> {
+    let (schema, name) = (CString::new(schema).ok()?, CString::new(name).ok()?);
     // SAFETY: makeRangeVar() keeps the pointers, which outlive the lookup and are not written to. With
     // RVR_MISSING_OK an unknown name gives InvalidOid.
     let relid = unsafe {
         let range = pg_sys::makeRangeVar(schema.as_ptr().cast_mut(), name.as_ptr().cast_mut(), -1);
         let flags = pg_sys::RVROption::RVR_MISSING_OK;
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         pg_sys::RangeVarGetRelidExtended(range, lock, flags, None, std::ptr::null_mut())
     };
-    if relid == pg_sys::InvalidOid {
-        Found::Missing
-    } else {
-        by_oid(relid)
-    }
+    (relid != pg_sys::InvalidOid).then_some(relid)
 }
 
 /// Describes a relation on which a lock is held.

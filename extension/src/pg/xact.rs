@@ -58,6 +58,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relid: Oid) {
     capture::known::forget(relid.to_u32());
     capture::survey::forget(relid.to_u32());
     super::log_tables::forget(relid.to_u32());
+    crate::write::target::forget(relid.to_u32());
 }
 
 // pgrx's declarations catch errors, which costs more than these calls, and they are made for each captured row or transaction.

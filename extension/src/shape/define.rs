@@ -100,7 +100,7 @@ fn _define(
 }
 
 /// The settings of an object whose values are texts.
-fn read_settings(settings: JsonB) -> Vec<(String, String)> {
+pub fn read_settings(settings: JsonB) -> Vec<(String, String)> {
     let Value::Object(settings) = settings.0 else {
         return Vec::new();
     };

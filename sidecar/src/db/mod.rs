@@ -3,12 +3,13 @@
 mod asking;
 mod queries;
 mod session;
+mod writes;
 
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use serde_json::value::RawValue;
-use tokio_postgres::Client;
+pub use tokio_postgres::Client;
 use tokio_postgres::types::Json as AsJson;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -18,6 +19,7 @@ pub use session::{
     FeedRow, attach, attach_at, detach, feed, prepare_feed, prepare_wait, refuse_pooler, retain,
     sequence, wait,
 };
+pub use writes::{Writing, Written, positions};
 
 use crate::config::Config;
 use crate::definition::Definition;
@@ -40,6 +42,7 @@ pub struct Db {
     tls: MakeRustlsConnect,
     requests: Pool,
     snapshots: Pool,
+    writes: Pool,
     role: Option<String>,
 }
 impl Db {
@@ -54,17 +57,21 @@ impl Db {
             .keepalives_idle(Duration::from_secs(30));
         pg.tcp_user_timeout(Duration::from_secs(30));
         let tls = tls::connector(&verify)?;
-        let pool = |size, timeout| pool(&pg, &tls, size, timeout);
-        let requests = pool(config.pool_size, STATEMENT_TIMEOUT)?;
+        let pool = |size, timeout, locks| pool(&pg, &tls, size, (timeout, locks));
+        let requests = pool(config.pool_size, STATEMENT_TIMEOUT, LOCK_TIMEOUT)?;
         let snapshots = pool(
             config.snapshot_pool_size,
             Duration::from_secs(config.snapshot_timeout),
+            LOCK_TIMEOUT,
         )?;
+        let write_timeout = Duration::from_secs(config.write_timeout);
+        let writes = pool(config.write_pool_size, write_timeout, write_timeout)?;
         Ok(Db {
             config: pg,
             tls,
             requests,
             snapshots,
+            writes,
             role: config.role.clone(),
         })
     }
@@ -103,13 +110,13 @@ fn pool(
     config: &tokio_postgres::Config,
     tls: &MakeRustlsConnect,
     size: usize,
-    statement_timeout: Duration,
+    (statement_timeout, lock_timeout): (Duration, Duration),
 ) -> Result<Pool, Box<dyn std::error::Error>> {
     let recycling = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
     let manager = Manager::from_config(config.clone(), tls.clone(), recycling);
-    let locks = LOCK_TIMEOUT.as_millis();
+    let locks = lock_timeout.as_millis();
     let settings = format!(
         "{}; set lock_timeout = {locks}",
         session_settings(statement_timeout)

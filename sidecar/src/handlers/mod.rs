@@ -6,3 +6,4 @@ pub mod metrics;
 pub mod openapi;
 pub mod root;
 pub mod shape;
+pub mod write;

@@ -58,6 +58,14 @@ pub struct Caller {
     pub settings: Option<String>,
 }
 
+impl Caller {
+    /// The user that the claims name.
+    pub fn subject(&self) -> Option<String> {
+        let settings: Json = serde_json::from_str(self.settings.as_deref()?).ok()?;
+        Some(settings.get("request.jwt.claim.sub")?.as_str()?.to_owned())
+    }
+}
+
 /// What a shape is of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {

@@ -1,0 +1,132 @@
+/** Applies a shape's batches: rows and offset in one local transaction. */
+import type { PGlite, Transaction } from '@electric-sql/pglite'
+import { type Change, type ShapeMessage, fold, group, hasControl, positionAfter, snapshotPosition } from './fold.js'
+import { type Table, Statements, keyText } from './sql/table.js'
+
+/** Where a batch comes from and leads to. */
+export interface Batch {
+  stream: number
+  table: Table
+  handle: string
+  /** The client's offset behind it. */
+  offset: string
+  messages: readonly ShapeMessage[]
+}
+
+/** An operation that does not fit the rows that are here: the shape must start over. */
+export class MismatchError extends Error {
+  constructor(table: string, missing: number) {
+    super(`${missing} changed rows of ${table} are not here`)
+    this.name = 'MismatchError'
+  }
+}
+
+/** Rows of a snapshot in one transaction: few at first, so that something is to be seen, then more. */
+const firstSlice = 500
+const slice = 5000
+
+/**
+ * Applies a batch. A part of a snapshot comes in slices, between which queries get their turn; the offset moves with the last one.
+ * What was confirmed by it is dropped from the outbox.
+ */
+export async function applyBatch(pglite: PGlite, batch: Batch): Promise<void> {
+  const changes = fold(batch.table, batch.messages, snapshotPosition(batch.handle))
+  const slices = batch.offset.startsWith('0_') ? inSlices(changes) : [changes]
+  for (const [index, part] of slices.entries()) {
+    if (index > 0) await new Promise((resolve) => setTimeout(resolve))
+    await writing(pglite, async (tx) => {
+      await applyChanges(tx, batch, part)
+      if (index === slices.length - 1) await advance(tx, batch)
+    })
+  }
+}
+
+/** A batch without rows, of a shape whose table is not known yet. */
+export function advanceOnly(pglite: PGlite, batch: Omit<Batch, 'table'>): Promise<void> {
+  return writing(pglite, (tx) => advance(tx, batch))
+}
+
+/** A transaction of the client itself: nothing in it is captured. */
+export function writing<T>(pglite: PGlite, work: (tx: Transaction) => Promise<T>): Promise<T> {
+  return pglite.transaction(async (tx) => {
+    await tx.query(`select set_config('sync.applying', 'on', true)`)
+    return work(tx)
+  })
+}
+
+function inSlices(changes: Map<string, Change>): Map<string, Change>[] {
+  const all = [...changes]
+  if (all.length <= slice) return [changes]
+  const slices = [new Map(all.slice(0, firstSlice))]
+  for (let at = firstSlice; at < all.length; at += slice) slices.push(new Map(all.slice(at, at + slice)))
+  return slices
+}
+
+async function applyChanges(tx: Transaction, batch: Batch, changes: Map<string, Change>): Promise<void> {
+  if (changes.size === 0) return
+  const { hasRows, dirty } = await stateOf(tx, batch)
+  const clean = new Map(changes)
+  for (const key of dirty) {
+    const change = clean.get(key)
+    if (!change) continue
+    clean.delete(key)
+    await receive(tx, batch, change, hasRows)
+  }
+  await applyClean(tx, batch, [...clean.values()], hasRows)
+}
+
+/** Whether sync.row_shape has the stream's rows, and the keys of rows with local changes. */
+async function stateOf(tx: Transaction, { stream, table }: Batch): Promise<{ hasRows: boolean; dirty: string[] }> {
+  const { rows } = await tx.query<{ has_rows: boolean; dirty: Record<string, string>[] }>(`select has_rows,
+    (select coalesce(jsonb_agg(key), '[]') from sync.shadow where name = $2) as dirty from sync.stream where id = $1`, [stream, table.name])
+  const { has_rows: hasRows, dirty } = rows[0] as NonNullable<(typeof rows)[0]>
+  return { hasRows, dirty: dirty.map((key) => keyText(table, key)) }
+}
+
+async function receive(tx: Transaction, { table, stream }: Batch, change: Change, hasRows: boolean): Promise<void> {
+  const key = JSON.stringify(keyOf(table, change))
+  if (hasRows && change.operation === 'delete') {
+    await tx.query('select sync.leave($1, array[$2::jsonb])', [stream, key])
+    return
+  }
+  if (hasRows) await tx.query(new Statements(table).enter(), [rowsOf([change]), stream])
+  const { rows } = await tx.query<{ fits: boolean }>('select sync.receive($1, $2::jsonb, $3, $4::jsonb) as fits',
+    [table.name, key, change.operation, JSON.stringify(change.value)])
+  if (!rows[0]?.fits) throw new MismatchError(table.name, 1)
+}
+
+const keyOf = (table: Table, { value }: Change) => Object.fromEntries(table.key.map((name) => [name, value[name]]))
+
+const rowsOf = (changes: Change[]) => JSON.stringify(group(changes).flatMap(({ rows }) => rows))
+
+async function applyClean(tx: Transaction, { table, stream }: Batch, changes: Change[], hasRows: boolean): Promise<void> {
+  const statements = new Statements(table)
+  const of = (operation: string) => changes.filter((change) => change.operation === operation)
+  const present = [...of('insert'), ...of('update')]
+  const gone = of('delete')
+  if (gone.length && hasRows) {
+    await tx.query('select sync.leave($1, $2::jsonb[])', [stream, gone.map((change) => JSON.stringify(keyOf(table, change)))])
+  } else if (gone.length) {
+    await tx.query(statements.delete(), [rowsOf(gone), stream])
+  }
+  if (hasRows && present.length) await tx.query(statements.enter(), [rowsOf(present), stream])
+  for (const { columns, rows } of group(of('insert'))) {
+    await tx.query(statements.upsert(columns, hasRows), hasRows ? [JSON.stringify(rows), stream] : [JSON.stringify(rows)])
+  }
+  for (const { columns, rows } of group(of('update'))) {
+    if (columns.length === table.key.length) continue // what changed is in no column of this table
+    const { affectedRows = 0 } = await tx.query(statements.update(columns, hasRows), hasRows ? [JSON.stringify(rows), stream] : [JSON.stringify(rows)])
+    if (!hasRows && affectedRows < rows.length) throw new MismatchError(table.name, rows.length - affectedRows)
+  }
+}
+
+async function advance(tx: Transaction, { stream, handle, offset, messages }: Omit<Batch, 'table'>): Promise<void> {
+  const upToDate = hasControl(messages, 'up-to-date')
+  const { rows } = await tx.query<{ first: boolean }>(`update sync.stream set handle = $2, "offset" = $3,
+      position = case when $5 or position is not null then coalesce($4::bigint, position) end,
+      last_synced = case when $5 then now() else last_synced end
+    where id = $1 returning old.position is null and $5 as first`,
+  [stream, handle, offset, positionAfter(messages, offset)?.toString() ?? null, upToDate])
+  if (rows[0]?.first) await tx.query('select sync.finish_over($1)', [stream])
+  await tx.query('select sync.confirm()')
+}

@@ -1,0 +1,219 @@
+/** One shape: reads its stream, applies what comes, tries again after a failure, and says how it is doing. */
+import { FetchError, ShapeStream, isChangeMessage, type Row } from '@electric-sql/client'
+import type { PGlite } from '@electric-sql/pglite'
+import { MismatchError, applyBatch, advanceOnly, writing } from './apply.js'
+import { type ShapeMessage, hasControl } from './fold.js'
+import { HttpError, type Network } from './network.js'
+import { type PreparedTable, type ServerSchema, prepareTable, relationIn, relationOf } from './tables.js'
+import type { ShapeDefinition, ShapeStatus, SyncError } from './types.js'
+import { Notifier } from './wait.js'
+
+/** What all streams share. */
+export interface StreamContext {
+  pglite: PGlite
+  network: Network
+  url: string
+  params: Readonly<Record<string, string>>
+  /** Local changes may be confirmed by what was applied. */
+  applied: () => void
+}
+
+interface StreamRow {
+  id: number
+  handle: string | null
+  offset: string | null
+  position: string | null
+  synced_ms: number | null
+}
+
+/** A stream's run from one stored offset on; it ends with a failure or by its signal. */
+interface Run {
+  row: StreamRow
+  signal: AbortSignal
+  schemas: Map<string, ServerSchema>
+  prepared?: PreparedTable & { handle: string }
+  client?: ShapeStream<Row>
+}
+
+export class ShapeFollower {
+  status: ShapeStatus = { status: 'stopped', isUpToDate: false }
+  readonly changed = new Notifier()
+  #stop: AbortController | undefined
+  #ended: Promise<void> = Promise.resolve()
+  #run: Run | undefined
+
+  constructor(private readonly context: StreamContext, readonly definition: ShapeDefinition) {}
+
+  start(): void {
+    if (this.#stop) return
+    const stop = new AbortController()
+    this.#stop = stop
+    this.#set({ status: 'loading' })
+    this.#ended = this.#ended.then(() => this.#follow(stop.signal)).catch((error: unknown) => {
+      if (!stop.signal.aborted) this.#set({ status: 'waiting', error: asSyncError(error) })
+    })
+  }
+
+  /** Resolves when nothing of it is under way any more. */
+  stop(): Promise<void> {
+    this.#stop?.abort()
+    this.#stop = undefined
+    this.#set({ status: 'stopped' })
+    return this.#ended
+  }
+
+  /** Asks the server at once how far it is, instead of waiting for news. */
+  refresh(): void {
+    this.#run?.client?.forceDisconnectAndRefresh().catch(() => {})
+  }
+
+  get table(): string | undefined {
+    return this.status.table
+  }
+
+  /** Runs, one after the other, until it is stopped. A mismatch starts over; any other failure goes on where rows and offset are. */
+  async #follow(signal: AbortSignal): Promise<void> {
+    for (let attempt = 1; !signal.aborted; attempt++) {
+      let failure: unknown
+      try {
+        await this.#once(signal, () => (attempt = 1))
+      } catch (error) {
+        failure = error
+      }
+      if (signal.aborted) break
+      this.#set({ status: 'waiting', error: asSyncError(failure) })
+      await this.context.network.pause(attempt, signal).catch(() => {})
+      if (failure instanceof MismatchError) await this.#startOver()
+    }
+    await this.#setActive(false)
+  }
+
+  async #once(signal: AbortSignal, progress: () => void): Promise<void> {
+    const row = await this.#setActive(true)
+    if (row.offset === null) await this.#startOver()
+    this.#set({ isUpToDate: row.position !== null && row.synced_ms !== null, lastSynced: row.synced_ms ?? undefined })
+    const abort = new AbortController()
+    const stop = () => abort.abort()
+    signal.addEventListener('abort', stop)
+    const run: Run = { row, signal: abort.signal, schemas: new Map() }
+    try {
+      await this.#read(run, progress)
+    } finally {
+      abort.abort()
+      signal.removeEventListener('abort', stop)
+      this.#run = undefined
+    }
+  }
+
+  /** Reads until something fails (rejects) or the signal says stop (resolves), and nothing is being applied any more. */
+  async #read(run: Run, progress: () => void): Promise<void> {
+    let applying: Promise<void> = Promise.resolve()
+    await new Promise<void>((resolve, reject) => {
+      const client = this.#client(run, reject)
+      run.client = client
+      this.#run = run
+      run.signal.addEventListener('abort', () => resolve())
+      client.subscribe((messages) => {
+        if (run.signal.aborted) return
+        const at = { handle: client.shapeHandle as string, offset: client.lastOffset as string }
+        applying = this.#take(run, messages, at).then(progress, reject)
+        return applying
+      })
+    }).finally(() => applying)
+  }
+
+  #client(run: Run, fail: (error: unknown) => void): ShapeStream<Row> {
+    const { url, params, network } = this.context
+    const { row } = run
+    return new ShapeStream<Row>({
+      url: `${url}/v1/shape`,
+      params: { ...requestParams(this.definition), ...params } as never,
+      ...(row.offset !== null && row.handle !== null ? { offset: row.offset as `${number}_${number}`, handle: row.handle } : {}),
+      signal: run.signal,
+      onError: (error) => fail(error),
+      fetchClient: async (input, init) => describe(run, await network.request(input as string, init, (trouble) => this.#trouble(run, trouble))),
+    })
+  }
+
+  #trouble(run: Run, trouble: Error | undefined): void {
+    if (run.signal.aborted) return
+    if (trouble) this.#set({ status: 'waiting', error: asSyncError(trouble) })
+    else if (this.status.error) this.#set({ status: this.status.isUpToDate ? 'live' : 'loading', error: undefined })
+  }
+
+  async #take(run: Run, messages: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
+    if (hasControl(messages, 'must-refetch')) {
+      await this.#startOver()
+      this.#set({ status: 'loading', isUpToDate: false })
+      return
+    }
+    const table = await this.#tableFor(run, messages, at.handle)
+    const batch = { stream: run.row.id, ...at, messages }
+    if (table) await applyBatch(this.context.pglite, { ...batch, table })
+    else await advanceOnly(this.context.pglite, batch)
+    if (hasControl(messages, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
+    this.context.applied()
+  }
+
+  /** The local table, once for each handle. A named shape's is known with its first row, or from the definition. */
+  async #tableFor(run: Run, messages: ShapeMessage[], handle: string): Promise<PreparedTable['table'] | undefined> {
+    if (run.prepared?.handle === handle) return run.prepared.table
+    const first = messages.find((message) => isChangeMessage(message))
+    const relation = (first && relationOf(first.headers)) ?? relationIn(this.definition)
+    const schema = run.schemas.get(handle)
+    if (!relation || !schema) {
+      if (first) throw new Error('the server described no columns')
+      return undefined
+    }
+    run.prepared = { ...await prepareTable(this.context.pglite, run.row.id, relation, schema), handle }
+    const { table, unknownColumns } = run.prepared
+    this.#set({ table: table.name, unknownColumns: unknownColumns.length ? unknownColumns : undefined })
+    return table
+  }
+
+  async #setActive(active: boolean): Promise<StreamRow> {
+    const { rows } = await this.context.pglite.query<StreamRow>(`insert into sync.stream (definition, active) values ($1, $2)
+      on conflict (definition) do update set active = excluded.active
+      returning id, handle, "offset", position::text, extract(epoch from last_synced)::float8 * 1000 as synced_ms`,
+    [JSON.stringify(this.definition), active])
+    return rows[0] as StreamRow
+  }
+
+  async #startOver(): Promise<void> {
+    await writing(this.context.pglite, (tx) => tx.query('select sync.start_over(id) from sync.stream where definition = $1', [JSON.stringify(this.definition)]))
+  }
+
+  #set(change: Partial<ShapeStatus>): void {
+    const before = JSON.stringify(this.status)
+    this.status = { ...this.status, ...change }
+    if (JSON.stringify(this.status) !== before) this.changed.fire()
+  }
+}
+
+/** Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them. */
+function describe(run: Run, answer: Response): Response {
+  const schema = answer.headers.get('electric-schema')
+  const handle = answer.headers.get('electric-handle')
+  if (!answer.ok || !schema || !handle) return answer
+  run.schemas.set(handle, JSON.parse(schema) as ServerSchema)
+  const headers = new Headers(answer.headers)
+  headers.set('electric-schema', '{}')
+  return new Response(answer.body, { status: answer.status, headers })
+}
+
+function requestParams(definition: ShapeDefinition): Record<string, unknown> {
+  const params = definition.params && Object.fromEntries(Object.entries(definition.params)
+    .map(([name, value]) => [Array.isArray(definition.params) ? String(Number(name) + 1) : name, String(value)]))
+  if ('shape' in definition) return { shape: definition.shape, params }
+  const { table, where, columns } = definition
+  return { table, where, columns: columns && [...columns], params }
+}
+
+/** A failure as it is shown. */
+export function asSyncError(error: unknown): SyncError {
+  const { message = String(error) } = error as Error
+  if (error instanceof HttpError) return { message, httpStatus: error.httpStatus }
+  if (error instanceof FetchError) return { message: (error.json as { message?: string } | undefined)?.message ?? message, httpStatus: error.status }
+  const { code } = error as { code?: unknown }
+  return typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code) ? { message, sqlstate: code } : { message }
+}

@@ -1,0 +1,64 @@
+/** The worker's side: the database, streams and the sender of one user, in whichever tab's worker is the leader. */
+import { PGlite } from '@electric-sql/pglite'
+import { live } from '@electric-sql/pglite/live'
+import { worker } from '@electric-sql/pglite/worker'
+import { createSync } from './index.js'
+import { hasOpfs, opfsFolder } from './opfs.js'
+import { TabHost } from './tab-host.js'
+import type { LocalSchema, SyncOptions } from './types.js'
+
+/** Options of `serveSync`: what cannot be sent to a worker, and what is the same for all users. */
+export interface WorkerOptions {
+  /** The application's own tables, views and indexes. */
+  schema?: LocalSchema
+  /** @default the global one */
+  fetch?: typeof fetch
+}
+
+/** What a tab sends along. */
+export interface WorkerMeta {
+  id: string
+  url: string
+  userId: string
+  params?: Readonly<Record<string, string>>
+}
+
+/** A Postgres that has just been made, so that the browser need not make one. */
+const newDatabase = new URL('./pgdata.tar.gz', import.meta.url)
+
+/**
+ * Makes this worker one that `connectSync` can use; call it once, at the top of the worker's own file. Of all tabs of one
+ * user, one worker has the database; when its tab is closed, the next one takes over.
+ */
+export function serveSync(options: WorkerOptions = {}): void {
+  void worker({
+    init: async ({ meta }) => {
+      const { id, ...rest } = meta as WorkerMeta
+      const host = new TabHost(id)
+      try {
+        const pglite = await openDatabase(id)
+        const sync = await createSync({ ...options, ...rest, pglite, getToken: (refused) => host.askToken(refused) } satisfies SyncOptions)
+        addEventListener('online', () => sync.wake())
+        host.serve(sync)
+        return pglite as unknown as PGlite
+      } catch (error) {
+        host.fail(error)
+        throw error
+      }
+    },
+  })
+}
+
+/** Strictly durable in OPFS; where a worker cannot write there, in IndexedDB. */
+async function openDatabase(id: string) {
+  const extensions = { live }
+  if (!hasOpfs()) return PGlite.create({ dataDir: `idb://${id}`, extensions })
+  const { fs, isNew } = await opfsFolder(id)
+  const loadDataDir = isNew ? await fetchNewDatabase() : undefined
+  return PGlite.create({ fs, extensions, ...(loadDataDir && { loadDataDir }) })
+}
+
+async function fetchNewDatabase(): Promise<Blob | undefined> {
+  const response = await fetch(newDatabase)
+  return response.ok ? response.blob() : undefined
+}
