@@ -5,7 +5,7 @@ use super::step::{Era, State, begin_if_not, step};
 use crate::capture::roles;
 use crate::capture::survey::{self, Look};
 use crate::error::{Error, Result};
-use crate::guc::RING_MEMBERS;
+use crate::guc::{self, RING_MEMBERS};
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
@@ -127,6 +127,11 @@ fn coalesce(found_us: i64, between_us: i64) -> i64 {
     now_us + rest_us
 }
 
+/// A hundredth of the retention, and a minute at most.
+fn prune_pause_us() -> i64 {
+    (guc::retention_s() * 10_000).clamp(1_000_000, 60_000_000)
+}
+
 /// When the worker looks whether something of the log can be emptied.
 #[derive(Default)]
 struct Retention {
@@ -135,6 +140,8 @@ struct Retention {
     /// Until when a member is left alone that somebody uses.
     skip_until_us: [i64; RING_MEMBERS],
     warned_us: i64,
+    /// When the records of clients' transactions are looked through.
+    prune_us: i64,
 }
 
 impl Retention {
@@ -157,6 +164,10 @@ impl Retention {
                 Some(retain::look(skip))
             })?;
             background::in_transaction(retain::close_gaps);
+            if now_us >= self.prune_us {
+                background::in_transaction(|| xact::with_latest_snapshot(retain::prune_writes));
+                self.prune_us = now_us + prune_pause_us();
+            }
             self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
         }
         Some((self.next_us - now_us) / 1000)
