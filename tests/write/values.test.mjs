@@ -18,7 +18,7 @@ const site = served({
     create table parents (id int primary key, n int); create table children (primary key (id)) inherits (parents);
     create table keyless (n int, text text);
     create collation fold (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-    create table folded (id text collation fold primary key, n int);
+    create table folded (id text collate fold primary key, n int);
     create domain small as int check (value < 10);
     create table typed (id small primary key, d small, e small[]);
     create view viewed as select * from victims;

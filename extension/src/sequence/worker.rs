@@ -140,8 +140,8 @@ struct Retention {
     /// Until when a member is left alone that somebody uses.
     skip_until_us: [i64; RING_MEMBERS],
     warned_us: i64,
-    /// When the records of clients' transactions are looked through.
-    prune_us: i64,
+    /// When the records of clients' transactions were looked through.
+    pruned_us: i64,
 }
 
 impl Retention {
@@ -164,9 +164,9 @@ impl Retention {
                 Some(retain::look(skip))
             })?;
             background::in_transaction(retain::close_gaps);
-            if now_us >= self.prune_us {
+            if now_us - self.pruned_us >= prune_pause_us() {
                 background::in_transaction(|| xact::with_latest_snapshot(retain::prune_writes));
-                self.prune_us = now_us + prune_pause_us();
+                self.pruned_us = now_us;
             }
             self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
         }

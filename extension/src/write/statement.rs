@@ -130,7 +130,9 @@ impl<'a> Maker<'a> {
         for (name, value) in had.into_iter().flatten() {
             let place = self.place(name, value.as_deref(), statement);
             let (column, text) = (identifier(name), "::pg_catalog.text");
-            conditions.push(format!("{column}{text} is not distinct from {place}{text}"));
+            conditions.push(format!(
+                "{column}{text} collate pg_catalog.\"C\" is not distinct from {place}{text}"
+            ));
         }
         conditions.join(" and ")
     }
@@ -245,7 +247,7 @@ mod tests {
         assert_eq!(
             statement.sql,
             "update only public.\"T\" set \"c\" = $1 where \"id\" operator(pg_catalog.=) $2 and \
-             \"c\"::pg_catalog.text is not distinct from $3::pg_catalog.text"
+             \"c\"::pg_catalog.text collate pg_catalog.\"C\" is not distinct from $3::pg_catalog.text"
         );
         let texts: Vec<_> = statement.values.iter().map(|value| value.text).collect();
         assert_eq!(texts, [Some("new"), Some("1"), Some("old")]);
