@@ -35,7 +35,7 @@ export function requestBody(clientId: string, batch: readonly NumberedTransactio
 
 /** What the server says of one transaction. */
 export type WriteResult =
-  | { seq: number; status: 'applied'; txid: string; lsn: string }
+  | { seq: number; status: 'applied'; txid?: string; lsn?: string }
   | { seq: number; status: 'rejected'; sqlstate: string; constraint?: string; operation?: number; message: string }
   | { seq: number; status: 'retry'; sqlstate?: string; message: string }
 

@@ -103,24 +103,29 @@ export class Outbox {
     return rows
   }
 
-  /**
-   * Who this is and what it has sent. At the start the server is asked for its last number: if it has answered more than was ever
-   * sent from here, the local database is older than what it sent. Those changes come back by their shapes; numbers go on behind them.
-   */
+  /** Who this is and what it has sent. */
   async #meta(signal: AbortSignal): Promise<Meta> {
     const { rows } = await this.context.pglite.query<Meta>('select client_id, last_seq, sent_seq from sync.meta')
     const meta = rows[0] as Meta
-    if (this.#known) return meta
-    const answer = await this.#post(requestBody(meta.client_id, []), signal)
-    if (!answer.ok) throw await troubleOf(answer)
-    const { last_seq: last } = await answer.json() as WriteAnswer
-    this.#known = true
+    if (this.#agreed) return meta
+    const last = await this.#lastSeqThere(meta, signal)
+    this.#agreed = true
     if (last <= meta.sent_seq) return meta
     await this.#setLastSeq(this.context.pglite, last)
     return { ...meta, last_seq: last, sent_seq: last }
   }
 
-  #known = false
+  /**
+   * The server's last number, asked for once, with one that never is next. If it is one that was never sent from here, the local
+   * database is older than what it has sent: those changes come back by their shapes, and numbers go on behind them.
+   */
+  async #lastSeqThere(meta: Meta, signal: AbortSignal): Promise<number> {
+    const answer = await this.#post(requestBody(meta.client_id, [{ seq: Number.MAX_SAFE_INTEGER, tx: 0, operations: [] }]), signal)
+    if (answer.status !== 409) throw await troubleOf(answer)
+    return (await answer.json() as WriteAnswer).last_seq
+  }
+
+  #agreed = false
 
   async #noteSent(meta: Meta, batch: readonly NumberedTransaction[]): Promise<void> {
     const sent = meta.last_seq + batch.length
@@ -144,24 +149,23 @@ export class Outbox {
     await on.query('update sync.meta set last_seq = $1, sent_seq = greatest(sent_seq, $1)', [last])
   }
 
+  /**
+   * Takes the results in, up to the first that says nothing final: to be sent again, or applied at a position that the server could not
+   * tell yet. The next request begins with that one.
+   */
   async #settle(batch: readonly NumberedTransaction[], answer: WriteAnswer): Promise<boolean> {
-    const bySeq = new Map(batch.map((transaction) => [transaction.seq, transaction]))
-    const tables = new Set<string>()
+    const open = answer.results.findIndex((result) => !isFinal(result))
+    const settled = batch.slice(0, open < 0 ? answer.results.length : open)
     await writing(this.context.pglite, async (tx) => {
-      for (const result of answer.results) {
-        const transaction = bySeq.get(result.seq)
-        if (!transaction) continue
-        await settleOne(tx, transaction, result)
-        if (result.status === 'applied') for (const { table } of transaction.operations) tables.add(table)
-      }
-      await this.#setLastSeq(tx, answer.last_seq)
+      for (const [index, transaction] of settled.entries()) await settleOne(tx, transaction, answer.results[index] as WriteResult)
+      const last = settled.at(-1)
+      if (last) await this.#setLastSeq(tx, last.seq)
       await tx.query('select sync.confirm()')
     })
     this.#one = false
     this.changed.fire()
-    if (tables.size) this.context.applied(tables)
-    const last = answer.results.at(-1)
-    if (last?.status === 'retry') throw new Error(last.message)
+    this.context.applied(new Set(settled.flatMap(({ operations }) => operations.map(({ table }) => table))))
+    if (open >= 0) throw new Error((answer.results[open] as { message?: string }).message ?? 'the server does not know yet where a transaction is')
     return true
   }
 
@@ -185,6 +189,8 @@ export class Outbox {
     this.changed.fire()
   }
 }
+
+const isFinal = (result: WriteResult) => result.status === 'rejected' || (result.status === 'applied' && result.lsn !== undefined)
 
 async function settleOne(tx: Transaction, { tx: local }: NumberedTransaction, result: WriteResult): Promise<void> {
   if (result.status === 'applied') {

@@ -6,11 +6,13 @@ import { startSidecar } from './sidecar.mjs'
 
 /**
  * Starts them before the tests of a file and stops them after: { cluster, database, sidecar, api, client }.
- * `schema`: SQL that is run first; `env`: settings of the sidecar. `client` is a connection of `pg`.
+ * `schema`: SQL that is run first; `env`: settings of the sidecar; `ready`: what is done when it serves. `client` is a connection of `pg`.
  */
-export function served({ schema = '', env = {}, conf = [] } = {}) {
+export function served({ schema = '', env = {}, conf = [], ready = async () => {} } = {}) {
   const site = {
     sql: (text) => site.database.psql(text),
+    /** Something that is stopped before the sidecar. */
+    onStop: (stop) => void others.push(stop),
     /** Another sidecar on the same database; it is stopped with the first. */
     async another(options = {}) {
       const sidecar = await startSidecar({ databaseUrl: site.database.url, ...options, env: { ...env, ...options.env } })
@@ -30,6 +32,7 @@ export function served({ schema = '', env = {}, conf = [] } = {}) {
     site.client = await site.database.connect()
     site.sidecar = await startSidecar({ databaseUrl: site.database.url, env })
     site.api = new ShapeApi(site.sidecar.url)
+    await ready(site)
   })
   after(async () => {
     await Promise.all(others.map((stop) => stop()))
