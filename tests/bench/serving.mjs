@@ -149,14 +149,14 @@ async function manyShapes(site) {
   await quiet.drop()
 }
 
-/** What the clients of a site get until these are so many changes: [{ number of the client, at, n }]. */
+/**
+ * What the clients of a site get once these are so many changes: [{ number of the client, at, n }]. Read when all are there: while the
+ * clients' process reads a thousand answers, it takes no other, and the last one seems to be late.
+ */
 async function arrived(site, count) {
-  const came = []
-  await waitFor(async () => {
-    came.push(...(await site.clients.call('take', 'n')).flatMap(({ client: number, at, values }) => values.map((n) => ({ number, at, n }))))
-    return came.length >= count
-  }, { what: 'every change is there' })
-  return came
+  await waitFor(async () => await site.clients.call('told') >= count, { intervalMs: 5, what: 'every change is there' })
+  const answers = await site.clients.call('take', 'n')
+  return answers.flatMap(({ client: number, at, values }) => values.map((n) => ({ number, at, n })))
 }
 
 const tps = (acknowledged) => ((acknowledged.length - 1) * 1000) / (acknowledged.at(-1) - acknowledged[0])
