@@ -65,22 +65,24 @@ async function follow({ connection, shape, request }, number) {
   }
 }
 
-/** Each reads to the end of its log, those of one shape together. */
+/** Each reads to the end of its log, those of one shape and one caller together. */
 async function toTheEnd() {
   const starts = new Map()
   await each(clients, async (client) => {
-    const { connection, shape } = client
-    if (!starts.has(shape)) starts.set(shape, caughtUp(connection, shape, `${shape}&offset=-1`))
-    client.request = await starts.get(shape)
+    const { connection, shape, caller } = client
+    const name = `${caller} ${shape}`
+    if (!starts.has(name)) starts.set(name, caughtUp(connection, shape, `${shape}&offset=-1`))
+    client.request = await starts.get(name)
   })
 }
 
 serveLoad({
-  /** Connects `count` clients; shapes are dealt out in turn. */
-  open: async (base, count, shapes) => {
+  /** Connects `count` clients; shapes are dealt out in turn, and so are `tokens`, if there are any. */
+  open: async (base, count, shapes, tokens = []) => {
     const encoded = shapes.map(encode)
-    clients = Array.from({ length: count }, (_, i) => ({ shape: encoded[i % encoded.length] }))
-    await each(clients, async (client) => { client.connection = await RawConnection.connect(base) })
+    const lines = tokens.map((token) => `authorization: Bearer ${token}\r\n`)
+    clients = Array.from({ length: count }, (_, i) => ({ shape: encoded[i % encoded.length], lines: lines[i % lines.length], caller: i % tokens.length }))
+    await each(clients, async (client) => { client.connection = await RawConnection.connect(base, client.lines) })
   },
 
   /** All ask for the start of their shape at once: { ms, bytes: distinct lengths, rows: of one }. */
