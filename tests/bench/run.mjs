@@ -14,8 +14,9 @@ import { serving } from './serving.mjs'
 import { snapshot } from './snapshot.mjs'
 import { sse } from './sse.mjs'
 import { transaction } from './transaction.mjs'
+import { write } from './write.mjs'
 
-const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, capture }
+const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])
