@@ -1,0 +1,145 @@
+// Shapes of one table that overlap, that start over, that fail, and that are not allowed any more.
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { refusal } from './lib/line.mjs'
+import { equal, lists } from './lib/site.mjs'
+
+let a
+const site = lists({
+  ready: async () => {
+    a = await site.open(1, { tables: [] })
+  },
+})
+
+const count = (sql) => a.one(`select count(*)::int from ${sql}`)
+
+test('a row of two shapes stays until both have lost it, and is as new as the newer one', async () => {
+  const first = await a.follow({ table: 'todos', where: 'list = 1' })
+  assert.equal(await count('sync.row_shape'), 0, 'nothing is kept for a shape that is alone')
+  const low = await a.follow({ table: 'todos', where: 'id <= 30' })
+  await a.equals('todos', 'list = 1 or (list = 2 and id <= 30)')
+  await site.sql(`update todos set list = 2 where id = 3; update todos set list = 2 where id = 60; update todos set title = 'both' where id = 6; delete from todos where id = 9; update todos set id = 300 where id = 12`)
+  await a.equals('todos', 'list = 1 or (list = 2 and id <= 30)')
+  await a.query(`update todos set body = 'mine' where id in (3, 6, 63)`)
+  await a.settled()
+  await a.equals('todos', 'list = 1 or (list = 2 and id <= 30)')
+  low.release()
+  await a.sync.forget({ table: 'todos', where: 'id <= 30' })
+  await a.equals('todos', 'list = 1')
+  await site.sql(`update todos set title = 'alone' where id = 6`)
+  await a.equals('todos', 'list = 1')
+  const other = await a.follow({ table: 'todos', where: 'list = 2', columns: ['id', 'list', 'title'] })
+  await a.equals('todos', 'list = 1')
+  assert.equal(await count('todos where list = 2 and title is not null'), await site.one('select count(*)::int from todos where list = 2'))
+  for (const handle of [first, other]) handle.release()
+  for (const { definition } of [first, other]) await a.sync.forget(definition)
+  assert.equal(await count('todos'), 0)
+})
+
+test('a shape that starts over is never seen with fewer rows, and keeps what is not sent yet', async () => {
+  const handles = []
+  for (const table of ['lists', 'members', 'todos']) handles.push(await a.follow({ table }))
+  await equal(a)
+  const rows = await count('todos')
+  let fewest = rows
+  const stop = await a.sync.live('select count(*)::int as n from todos', [], ([{ n } = { n: 0 }]) => { fewest = Math.min(fewest, n) })
+  a.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+  await a.query(`insert into todos (id, list, title) values (7001, 1, 'pending')`)
+  await a.query(`update todos set title = 'mine' where id = 15`)
+  await a.query('delete from todos where id = 18')
+  a.line.requests.length = 0
+  await site.sql(`delete from todos where id = 21; update todos set body = 'theirs' where id in (15, 18);
+    alter table todos alter column body set default 'x'; alter table todos add column extra int; alter table todos alter column rank type bigint`)
+  const [todos] = handles.slice(-1)
+  await a.until(() => a.line.requests.some(({ status }) => status === 409), () => 'the shape has not started over')
+  await a.until(async () => todos.status === 'live' && (await a.one(`select has_rows from sync.stream where name = 'todos'`)) === false)
+  assert.equal(await count('todos where id = 21'), 0)
+  assert.equal(await a.one('select title from todos where id = 15'), 'mine')
+  assert.equal(await count('todos where id in (7001, 18)'), 1)
+  await stop()
+  assert.equal(fewest, rows - 1, 'one was deleted here, one was added here, one is gone')
+  a.line.interfere()
+  a.sync.wake()
+  await equal(a)
+  assert.equal(await site.one('select title || body from todos where id = 15'), 'minetheirs')
+})
+
+test('what may not be seen any more goes, comes back with the right, and pending changes of it are rejected', async () => {
+  await equal(a)
+  a.line.cut()
+  await a.query(`update todos set title = 'not mine any more' where id = 4`)
+  await site.sql('delete from members where list = 2 and user_id = 1')
+  a.line.join()
+  a.sync.wake()
+  await a.until(() => a.sync.status().rejected === 1)
+  await a.equals('todos', 'list = 1')
+  await a.equals('lists', 'id = 1')
+  const [{ id }] = await a.sync.rejections()
+  await a.sync.discard(id)
+  await site.sql('insert into members values (2, 1)')
+  await equal(a)
+})
+
+test('a shape that the server refuses says why; others go on, and so does it once it may', async () => {
+  await site.sql('create table later (id int primary key, v text)')
+  const handle = a.sync.shape({ table: 'later' })
+  await a.until(() => handle.error?.httpStatus === 400, () => JSON.stringify(handle.error))
+  assert.deepEqual([handle.status, handle.isUpToDate], ['waiting', false])
+  let rows
+  const stop = await a.sync.live('select * from later', [], (now) => { rows = now })
+  assert.deepEqual(rows, [], 'a table that is not there yet has no rows')
+  await site.sql(`update lists set color = 'black' where id = 1`)
+  await equal(a)
+  await site.sql(`grant select on later to app; call shapefeed.track('later'); insert into later values (1, 'now')`)
+  a.sync.wake()
+  await a.until(() => handle.isUpToDate && rows.length === 1)
+  assert.deepEqual([handle.error, rows], [undefined, [{ id: 1, v: 'now' }]])
+  await stop()
+  handle.release()
+})
+
+const change = (operation, value, lsn) => ({ key: `"public"."todos"/"${value.id}"`, value, headers: { operation, lsn: String(lsn), op_position: 0, txids: [1], relation: ['public', 'todos'] } })
+
+/** Answers to the next request for more of a shape, as a broken server or line would give them. */
+const poison = {
+  'a value that does not fit its column': (at) => [change('update', { id: '24', rank: 'no number' }, at)],
+  'a change of a row that is not there': (at) => [change('update', { id: '99999', title: 'x' }, at)],
+  'a body that is cut off': () => '[{"key": "\\"public\\".',
+  'no JSON': () => '<html>',
+}
+for (const [what, body] of Object.entries(poison)) {
+  test(`${what}: nothing of it is kept, the shape says so, and recovers`, async () => {
+    await equal(a)
+    const handle = a.sync.shape({ table: 'todos' })
+    const errors = []
+    const off = handle.subscribe(({ error }) => error && errors.push(error.message))
+    const poisoned = new Set()
+    a.line.interfere(({ params }) => {
+      const offset = params.get('offset')
+      if (params.get('table') !== 'todos' || !params.get('live') || poisoned.size) return undefined
+      poisoned.add(offset)
+      const at = BigInt(offset.split('_')[0]) + 5n
+      const text = body(at)
+      return new Response(typeof text === 'string' ? text : JSON.stringify([...text, { headers: { control: 'up-to-date', global_last_seen_lsn: String(at) } }]), {
+        headers: { 'electric-handle': params.get('handle'), 'electric-offset': `${at}_0`, 'electric-cursor': '1', 'electric-up-to-date': '' },
+      })
+    })
+    await site.sql(`update todos set title = title || '.' where id = 24`)
+    await a.until(() => errors.length > 0)
+    await site.sql(`update todos set title = title || ';' where id = 27`)
+    await equal(a)
+    await a.until(() => handle.status === 'live' && handle.error === undefined)
+    a.line.interfere()
+    off()
+    handle.release()
+  })
+}
+
+test('a batch that is repeated changes nothing', async () => {
+  await equal(a)
+  await a.query(`update sync.stream set "offset" = '0_0' where name = 'lists'`)
+  const again = await a.reload()
+  await again.follow({ table: 'lists' })
+  await again.equals('lists', 'id in (1, 2)')
+  await again.sync.close()
+})
