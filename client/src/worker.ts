@@ -18,6 +18,8 @@ export interface WorkerOptions {
 /** What a tab sends along. */
 export interface WorkerMeta {
   id: string
+  /** Its name. */
+  tab: string
   url: string
   userId: string
   params?: Readonly<Record<string, string>>
@@ -33,10 +35,10 @@ const newDatabase = new URL('./pgdata.tar.gz', import.meta.url)
 export function serveSync(options: WorkerOptions = {}): void {
   void worker({
     init: async ({ meta }) => {
-      const { id, ...rest } = meta as WorkerMeta
-      const host = new TabHost(id)
+      const { id, tab, ...rest } = meta as WorkerMeta
+      const host = new TabHost(id, tab)
       try {
-        const pglite = await openDatabase(id)
+        const pglite = await Promise.race([openDatabase(id), unhandled()])
         const sync = await createSync({ ...options, ...rest, pglite, getToken: (refused) => host.askToken(refused) } satisfies SyncOptions)
         addEventListener('online', () => sync.wake())
         host.serve(sync)
@@ -47,6 +49,13 @@ export function serveSync(options: WorkerOptions = {}): void {
       }
     },
   })
+}
+
+/** PGlite waits for ever for a file that cannot be loaded: that is told here alone. */
+function unhandled(): Promise<never> {
+  const failure = new Promise<never>((_, reject) => addEventListener('unhandledrejection', ({ reason }) => reject(reason), { once: true }))
+  failure.catch(() => {}) // the database may be open by then
+  return failure
 }
 
 /** Strictly durable in OPFS; where a worker cannot write there, in IndexedDB. */
