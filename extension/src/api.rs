@@ -3,7 +3,7 @@
 use pgrx::pg_sys::Oid;
 use pgrx::{JsonB, PgSqlErrorCode, name, pg_extern};
 
-use crate::capture::{self, ddl, survey, track};
+use crate::capture::{self, ddl, roles, survey, track};
 use crate::error::{Error, OrRaise};
 use crate::pg::procedure::{self, Call};
 use crate::pg::{database, relation, shmem, xact};
@@ -143,6 +143,7 @@ fn retain_gaps() {
 fn look() {
     survey::look_again();
     xact::with_latest_snapshot(survey::look);
+    roles::look();
 }
 
 fn refuse(what: &str) -> Error {

@@ -13,6 +13,7 @@ static CAPTURE_FILE_LIMIT_MB: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static MAX_CHANGE_KB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static RETENTION_SIZE_MB: GucSetting<i32> = GucSetting::<i32>::new(4096);
+static WRITE_CLIENT_RETENTION_S: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 3600);
 static KEYLESS_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static CLAUSE_TIME_LIMIT_MS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static MAX_MOVED_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
@@ -74,6 +75,16 @@ pub fn register(preloading: bool) {
         1 << 30,
         GucContext::Sighup,
         GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
+        c"shapefeed.write_client_retention",
+        c"How long a client that writes is remembered after its last transaction.",
+        c"One that comes back later with transactions that it has sent before does not learn what became of them.",
+        &WRITE_CLIENT_RETENTION_S,
+        10,
+        10 * 365 * 24 * 3600,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
     );
     GucRegistry::define_int_guc(
         c"shapefeed.keyless_max_rows",

@@ -1,5 +1,5 @@
 -- What the demo app is about: the tables of sql/examples/foundation.sql, who may change what, and a few companies at work.
--- Tokens name the role `app`; requests without a token are made as `visitor`, who sees the flights.
+-- Tokens name the role `app`.
 \ir ../../sql/examples/foundation.sql
 
 do $$ begin

@@ -2,22 +2,19 @@
 //! handle mostly waits: each kind has a limit of its own, above which requests are put off.
 
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::task::yield_now;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::error::Error;
 use crate::query::Query;
 
-/// The two kinds of requests.
+/// Each kind of requests.
 #[derive(Debug)]
 pub struct Admission {
     initial: Gate,
     existing: Gate,
     writes: Gate,
-    turns: Semaphore,
 }
 
 #[derive(Debug)]
@@ -52,20 +49,10 @@ impl Admission {
             initial: Gate::new("initial", config.max_concurrent_initial),
             existing: Gate::new("existing", config.max_concurrent_existing),
             writes: Gate::new("write", config.max_concurrent_writes),
-            turns: Semaphore::new(turns()),
         }
     }
 
-    /// Waits for a turn, held while this lives, to write an answer that many may want at the same moment: those that
-    /// catch up. In between, whatever else is ready goes first.
-    pub async fn turn(&self) -> SemaphorePermit<'_> {
-        let turn = self.turns.acquire().await;
-        // Comes back when the runtime has looked for what has happened, and done all of that.
-        yield_now().await;
-        turn.expect("it is never closed")
-    }
-
-    /// The same of a write.
+    /// Lets a write in, until what this gives is dropped, or puts it off.
     pub fn enter_to_write(&self) -> Result<OwnedSemaphorePermit, Error> {
         self.writes.enter()
     }
@@ -81,17 +68,9 @@ impl Admission {
     }
 }
 
-/// Half of the processors are left to those that stay.
-fn turns() -> usize {
-    available_parallelism().map_or(1, |count| count.get().div_ceil(2))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use clap::Parser;
-    use futures_util::FutureExt;
 
     use super::*;
 
@@ -121,26 +100,5 @@ mod tests {
         ));
         drop((first, held));
         assert!(enter("offset=-1").is_ok() && enter("offset=0_0&handle=x").is_ok());
-    }
-
-    #[tokio::test]
-    async fn who_catches_up_waits_for_a_turn_and_for_what_is_ready() {
-        let config = Config::parse_from(["sidecar", "--insecure"]);
-        let (admission, order) = (Admission::new(&config), Mutex::new(Vec::new()));
-        let one = async {
-            drop(admission.turn().await);
-            order.lock().unwrap().push("turn");
-        };
-        let other = async { order.lock().unwrap().push("ready") };
-        tokio::join!(one, other);
-        assert_eq!(*order.lock().unwrap(), ["ready", "turn"]);
-        let mut taken = Vec::new();
-        for _ in 0..turns() {
-            taken.push(admission.turn().await);
-        }
-        assert!(admission.turn().now_or_never().is_none());
-        taken.pop();
-        let again = tokio::time::timeout(std::time::Duration::from_secs(10), admission.turn());
-        assert!(again.await.is_ok());
     }
 }

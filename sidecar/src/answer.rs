@@ -263,7 +263,7 @@ impl Asked<'_> {
         let read = || self.app.read_log(definition, handle.pin, from);
         let is_to_come = |error: &Error| matches!(error, Error::NotYet);
         let chunk = patiently(self.arrival_deadline(), is_to_come, read).await?;
-        let _turn = self.app.admission.turn().await;
+        self.app.crowd.step().await;
         match (chunk.end, chunk.upto) {
             (Some(end), upto) => {
                 let operations = Operations::new(chunk.messages, end, upto.is_none());

@@ -14,6 +14,7 @@ use crate::admission::Admission;
 use crate::behind::{Behind, ToRead};
 use crate::compression::Compression;
 use crate::config::Config;
+use crate::crowd::Crowd;
 use crate::db::{Batch, Db, Head, LogChunk, Placed};
 use crate::definition::{Definition, Definitions, Untracked};
 use crate::error::Error;
@@ -59,6 +60,8 @@ pub struct App {
     pub began: Instant,
     /// How many requests are answered at the same time.
     pub admission: Admission,
+    /// Those that come all at once.
+    pub crowd: Arc<Crowd>,
     /// Who callers are; None if all are the same.
     pub tokens: Option<Tokens>,
     /// How much callers may write.
@@ -109,6 +112,7 @@ impl App {
             touches: Touches::default(),
             metrics,
             admission: Admission::new(&config),
+            crowd: Arc::new(Crowd::new()),
             tokens: Tokens::new(&config)?,
             rates: Rates::new(config.write_rate),
             positions,

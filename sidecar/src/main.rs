@@ -15,6 +15,7 @@ mod certificate;
 mod compression;
 mod config;
 mod content;
+mod crowd;
 mod db;
 mod definition;
 mod error;
@@ -82,6 +83,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::spawn(behind::run(app.clone(), tasks.to_read));
     tokio::spawn(write::position::run(app.clone(), tasks.to_position));
     tokio::spawn(sequencer::run(app.clone()));
+    let crowded = app.clone();
+    tokio::spawn(async move { crowded.crowd.run().await });
     tokio::spawn(sweep(app.clone()));
     tokio::spawn(follow_resting(app.clone()));
     tokio::spawn(stop_on_signal(app.clone()));

@@ -11,7 +11,11 @@ use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
+
+use crate::crowd::{Crowd, Place};
 
 /// A client that is slow to take an answer has taken this much of it within the limit, or is cut.
 const STALL_BYTES: usize = 64 << 10;
@@ -49,6 +53,8 @@ struct State {
     quiet_since: Instant,
     /// When something came that no request has followed yet.
     head_since: Option<Instant>,
+    /// Whether its last request was a live one: that of a client that follows.
+    follows: bool,
     /// Over HTTP/2 there is more than requests to say.
     multiplexed: bool,
     /// Whether the client's end is full, since when it was found so, and what it has taken since then.
@@ -64,6 +70,7 @@ impl State {
             running: 0,
             quiet_since: now,
             head_since: None,
+            follows: false,
             multiplexed: false,
             full: false,
             full_since: None,
@@ -96,9 +103,15 @@ impl State {
         }
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self, live: bool) {
+        self.follows = live;
         self.running += 1;
         self.head_since = None;
+    }
+
+    /// Whether what comes next begins a request of one that may be part of a crowd.
+    fn comes(&self) -> bool {
+        self.running == 0 && self.head_since.is_none() && !self.follows
     }
 
     fn end(&mut self, now: Instant) {
@@ -150,9 +163,9 @@ impl Pace {
         self.0.lock().expect("no panic while held")
     }
 
-    /// A request is being answered until this is dropped.
-    pub fn request(&self) -> Running {
-        self.state().begin();
+    /// A request, live or not, is being answered until this is dropped.
+    pub fn request(&self, live: bool) -> Running {
+        self.state().begin(live);
         Running(self.clone())
     }
 
@@ -213,16 +226,40 @@ impl Future for Watch {
     }
 }
 
-/// A stream that keeps a connection's time.
+/// A stream that may know that there is something to read before it is read.
+pub trait Readable {
+    /// Completes when a read would find something, or might.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+impl Readable for TcpStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(|_| ())
+    }
+}
+
+/// What was deciphered already is not seen from outside.
+impl Readable for TlsStream<TcpStream> {
+    fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+/// A stream that keeps a connection's time, and its place in the crowd.
 pub struct Paced<S> {
     stream: S,
     pace: Pace,
+    place: Place,
 }
 
 impl<S> Paced<S> {
     /// Wraps a stream.
-    pub fn new(stream: S, pace: Pace) -> Self {
-        Paced { stream, pace }
+    pub fn new(stream: S, pace: Pace, crowd: &Arc<Crowd>) -> Self {
+        Paced {
+            stream,
+            pace,
+            place: Place::new(crowd),
+        }
     }
 
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -235,13 +272,17 @@ impl<S> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Readable + Unpin> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        if self.pace.state().comes() {
+            ready!(self.stream.poll_readable(cx));
+            ready!(self.place.poll_step(cx));
+        }
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         self.pace
             .state()
@@ -340,7 +381,7 @@ mod tests {
         state.read(b"T", after(start, 29));
         assert_eq!(state.late(after(start, 29)), None);
         assert_eq!(state.late(after(start, 30)), Some(Late::Head));
-        state.begin();
+        state.begin(false);
         state.read(b"a body", after(start, 40));
         assert_eq!(state.late(after(start, 1000)), None);
         state.end(after(start, 1000));
@@ -361,7 +402,7 @@ mod tests {
     fn a_client_that_takes_too_little_is_late() {
         let start = Instant::now();
         let mut state = State::new(LIMITS, start);
-        state.begin();
+        state.begin(false);
         state.wrote(1 << 20);
         state.cannot_write(after(start, 1));
         state.wrote(1000);
@@ -380,12 +421,27 @@ mod tests {
         assert_eq!(state.late(after(start, 260)), Some(Late::Stall));
     }
 
+    #[test]
+    fn what_begins_a_request_is_part_of_a_crowd_unless_its_client_follows() {
+        let start = Instant::now();
+        let mut state = State::new(LIMITS, start);
+        assert!(state.comes());
+        state.read(b"G", start);
+        assert!(!state.comes());
+        for live in [false, true] {
+            state.begin(live);
+            assert!(!state.comes());
+            state.end(start);
+            assert_eq!(state.comes(), !live);
+        }
+    }
+
     #[tokio::test]
     async fn the_watch_follows_what_happens() {
         let idle = Duration::from_millis(60);
         let pace = Pace::new(Limits { idle, ..LIMITS });
         let start = Instant::now();
-        let running = pace.request();
+        let running = pace.request(false);
         tokio::spawn(async move {
             tokio::time::sleep(3 * idle).await;
             drop(running);

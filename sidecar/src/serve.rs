@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::certificate::Certificate;
-use crate::pace::{Keeping, Late, Limits, Pace, Paced};
+use crate::pace::{Keeping, Late, Limits, Pace, Paced, Readable};
 use crate::rejection::Rejecting;
 use crate::router::{MAX_URL_BYTES, Service};
 
@@ -60,7 +60,7 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, certificate: Option<Arc
     let connections = TaskTracker::new();
     loop {
         let stream = tokio::select! {
-            stream = accept(&listener) => stream,
+            stream = accept(&listener, &server.app) => stream,
             () = server.app.shutdown.cancelled() => break,
         };
         connections.spawn(connection(server.clone(), stream));
@@ -94,8 +94,9 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
     builder
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener, app: &App) -> TcpStream {
     loop {
+        app.crowd.step().await;
         match listener.accept().await {
             Ok((stream, _)) => {
                 // An answer to a held request is one small packet that must leave at once.
@@ -163,15 +164,16 @@ async fn version(stream: &TcpStream, limits: Limits) -> Option<Version> {
 /// Answers requests over a stream until one side ends that.
 async fn talk(
     server: &Server,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stream: impl AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     version: Version,
 ) {
     let pace = Pace::new(server.limits);
-    let stream = Rejecting::new(Paced::new(stream, pace.clone()));
+    let stream = Rejecting::new(Paced::new(stream, pace.clone(), &server.app.crowd));
     let requests = pace.clone();
     let service = server.service.clone();
     let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let running = requests.request();
+        let live = request.uri().query().is_some_and(is_live);
+        let running = requests.request(live);
         let service = service.clone();
         async move {
             // Boxed, so that its room is given back while a stream goes on, and between requests.
@@ -188,6 +190,11 @@ async fn talk(
         let connection = server.http1.serve_connection(stream, answer);
         Box::pin(drive(server, connection, pace)).await;
     }
+}
+
+/// Whether a request is that of a client that follows.
+fn is_live(query: &str) -> bool {
+    query.split('&').any(|pair| pair == "live=true")
 }
 
 /// Drives a connection until it ends, is late, or has to end because the sidecar does.

@@ -4,6 +4,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, header};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -16,6 +18,8 @@ use crate::params::Caller;
 /// Settings that hold a caller's claims: all as an object, and each by itself.
 const CLAIMS: &str = "request.jwt.claims";
 const CLAIM: &str = "request.jwt.claim.";
+/// What a token may say that it is: RFC 7519, RFC 9068.
+const KINDS: [&str; 2] = ["jwt", "at+jwt"];
 /// The longest token that is looked at.
 const LONGEST: usize = 16 << 10;
 
@@ -94,6 +98,10 @@ impl Tokens {
         let claims = self.verify(token.ok_or(Error::InvalidToken)?).await?;
         let expires = claims.get("exp").and_then(Value::as_f64);
         let expires = expires.map(|exp| at(exp + self.validation.leeway as f64));
+        // What verifies it counts whole seconds.
+        if expires.is_none_or(|expires| expires <= Instant::now()) {
+            return Err(Error::InvalidToken);
+        }
         let role = self.role(&claims)?;
         Ok(Identity {
             caller: caller(role, claims),
@@ -105,6 +113,9 @@ impl Tokens {
     /// The claims of a token that is good.
     async fn verify(&self, token: &str) -> Result<Map<String, Value>, Error> {
         let header = decode_header(token).map_err(|_| Error::InvalidToken)?;
+        if !is_plain(token) {
+            return Err(Error::InvalidToken);
+        }
         let kid = header.kid.as_deref();
         let mut keys = self.keys.known();
         if !keys.iter().any(|key| key.may_have_signed(kid, header.alg)) {
@@ -138,6 +149,23 @@ impl Tokens {
         let named = self.roles.iter().find(|role| claim.as_str() == Some(role));
         named.map(String::as_str).ok_or(Error::ForbiddenRole)
     }
+}
+
+/// Whether a token wants nothing of us but to be looked at: nothing that must be understood (`crit`, RFC 7515, 4.1.11), and it
+/// is not of a kind that is meant for something else, as one that ends a session (`typ`, RFC 8725, 3.11).
+fn is_plain(token: &str) -> bool {
+    let header = token.split('.').next().unwrap_or_default();
+    let header = URL_SAFE_NO_PAD.decode(header).ok();
+    let header: Option<Map<String, Value>> =
+        header.and_then(|header| serde_json::from_slice(&header).ok());
+    header.is_some_and(|header| {
+        let kind = header.get("typ").map(|kind| kind.as_str().unwrap_or(""));
+        let kind = kind.map(str::to_ascii_lowercase);
+        let kind = kind
+            .as_deref()
+            .map(|kind| kind.trim_start_matches("application/"));
+        !header.contains_key("crit") && kind.is_none_or(|kind| KINDS.contains(&kind))
+    })
 }
 
 fn bearer(authorization: &str) -> Option<&str> {

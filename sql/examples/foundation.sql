@@ -77,6 +77,26 @@ create policy of_members on workspaces for select using (company_id in (select c
 alter table folders enable row level security;
 create policy of_members on folders for select using (workspace_id in (select id from workspaces));
 
+-- No folder is inside itself. One move at a time: two that are fine by themselves may close a circle together. It is judged at
+-- the end of a transaction, as what all users see.
+create function refuse_folder_cycle() returns trigger language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+  perform pg_advisory_xact_lock('folders'::regclass::oid::int8);
+  if exists (
+    with recursive above (id, parent_id) as (
+      select f.id, f.parent_id from folders f where f.id = (select n.parent_id from folders n where n.id = new.id)
+      union
+      select f.id, f.parent_id from folders f join above a on f.id = a.parent_id
+    )
+    select from above where id = new.id
+  ) then
+    raise exception using errcode = 'check_violation', constraint = 'folders_no_cycle', message = 'a folder cannot be inside itself';
+  end if;
+  return null;
+end $$;
+create constraint trigger folders_no_cycle after insert or update of parent_id on folders
+  deferrable initially deferred for each row when (new.parent_id is not null) execute function refuse_folder_cycle();
+
 -- What an app asks for: GET /v1/shape?shape=my_folders. Policies decide what is in them.
 select shapefeed.create_shape('all_users', 'users'),
        shapefeed.create_shape('my_companies', 'companies'),

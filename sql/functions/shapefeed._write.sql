@@ -24,30 +24,37 @@ create function shapefeed._reject(client uuid, seq int8, rejection jsonb, role t
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', '_reject_wrapper';
 
--- Positions of transactions, of those that have one. One that is gone from the log has at most that up to which it was
--- emptied.
+-- Positions of committed transactions, of those that have one. What is gone from the log has one of before the newest batch,
+-- which is as good: who has seen everything up to there has seen it.
 create function shapefeed._positions(xids xid8[], out xid xid8, out "position" int8) returns setof record
   language plpgsql stable security definer set search_path = '' as $$
 begin
-  return query select c.xid, c.position from shapefeed.commit c where c.xid = any (xids);
+  return query
+    select x.xid, coalesce(c.position, n.position)
+    from unnest(xids) x (xid)
+    left join shapefeed.commit c on c.xid = x.xid
+    left join (select b.position, b.snapshot from shapefeed.batch b order by b.position desc limit 1) n
+      on pg_catalog.pg_visible_in_snapshot(x.xid, n.snapshot)
+    where coalesce(c.position, n.position) is not null;
 end $$;
 
--- Forgets what nobody asks for any more: applied transactions of before the log's retention, and clients that have not
--- written for longer than shapefeed.write_client_retention. Part of it: there may be more.
-create function shapefeed._prune_writes(retention interval, client_retention interval) returns void
+-- Forgets what nobody asks for any more: applied transactions from before the log's retention, and clients that have not
+-- written for longer than shapefeed.write_client_retention, with what was rejected of theirs. A part of it: there may be more.
+create function shapefeed._prune_writes() returns void
   language plpgsql set search_path = '' as $$
+declare
+  keep_from timestamptz := pg_catalog.now() - pg_catalog.current_setting('shapefeed.retention')::interval;
+  keep_clients_from timestamptz := pg_catalog.now() - pg_catalog.current_setting('shapefeed.write_client_retention')::interval;
 begin
   delete from shapefeed.write_result r
   where r.ctid = any (array(
     select o.ctid from shapefeed.write_result o
-    where o.rejection is null and o.recorded_at < pg_catalog.now() - retention
+    where o.rejection is null and o.recorded_at < keep_from
     order by o.recorded_at limit 10000));
   with gone as (
     delete from shapefeed.write_client c
     where c.id = any (array(
-      select o.id from shapefeed.write_client o
-      where o.used_at < pg_catalog.now() - client_retention
-      for update skip locked limit 1000))
+      select o.id from shapefeed.write_client o where o.used_at < keep_clients_from limit 1000 for update skip locked))
     returning c.id
   )
   delete from shapefeed.write_result r using gone g where r.client = g.id;

@@ -36,6 +36,8 @@ begin
   end loop;
   perform shapefeed._retain_gaps();
   commit;
+  perform shapefeed._prune_writes();
+  commit;
   perform shapefeed._look();
 end $$;
 

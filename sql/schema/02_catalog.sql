@@ -11,10 +11,13 @@ create table shapefeed.era (
 create table shapefeed.feed (
   only_row bool not null primary key default true check (only_row),
   id       int8 not null,
-  database oid  not null
+  database oid  not null,
+  secret   bytea not null check (length(secret) = 16)  -- that digests of definitions are made with
 );
-insert into shapefeed.feed (id, database)
-  select ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(60)::int8, d.oid
+-- Of a random uuid 122 bits are random, here all of 128.
+insert into shapefeed.feed (secret, id, database)
+  select substr(sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid()), 'UTF8')), 1, 16),
+         ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(60)::int8, d.oid
   from pg_catalog.pg_database d where d.datname = pg_catalog.current_database();
 
 -- Tables that are captured. `since` is filled in by the sequencer. pg_dump does not take them along, but their triggers: a
@@ -24,8 +27,24 @@ create table shapefeed.tracked (
   since       int8,                 -- position from which the log is whole; null until the track is sequenced
   fingerprint jsonb       not null, -- of the table as of the last look (extension/src/capture/fingerprint.rs)
   partitions  oid[]       not null, -- itself and all below it, likewise
-  tracked_at  timestamptz not null default clock_timestamp()
+  tracked_at  timestamptz not null default clock_timestamp(),
+  given_by    xid8                  -- the newest transaction that gave somebody a right to it
 );
+
+-- What roles may by themselves and by what they are members of, as of the last look (extension/src/capture/roles.rs).
+create table shapefeed.role (
+  name       name  not null primary key,
+  state      jsonb not null,
+  changed_by xid8
+);
+create view shapefeed.role_now as
+  select r.rolname as name,
+         pg_catalog.jsonb_build_object('super', r.rolsuper, 'bypass', r.rolbypassrls, 'of', coalesce((
+           select pg_catalog.jsonb_agg(g.rolname order by g.rolname)
+           from pg_catalog.pg_auth_members m join pg_catalog.pg_roles g on g.oid = m.roleid
+           where m.member = r.oid and r.rolinherit), '[]')) as state
+  from pg_catalog.pg_roles r;
+insert into shapefeed.role (name, state) select name, state from shapefeed.role_now;
 
 -- Shapes that have a name: requests that are kept. What they name is looked up when they are used, with the rights of who
 -- uses them: so they outlive that a table is made anew. pg_dump takes them along.

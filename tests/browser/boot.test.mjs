@@ -30,7 +30,7 @@ test('the app opens the first time, again, and without a network, with the rows 
   await opened(tab)
   const warm = await times(tab)
 
-  await line.stop()
+  await line.cut()
   await tab.context().setOffline(true)
   await tab.reload()
   await opened(tab)
@@ -40,4 +40,5 @@ test('the app opens the first time, again, and without a network, with the rows 
   t.diagnostic(JSON.stringify({ cold, warm, offline, bytesOfThePage: bytes }))
   assert.deepEqual(browser.errors, [])
   await browser.close()
+  await line.stop()
 })

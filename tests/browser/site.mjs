@@ -7,6 +7,7 @@ import { promisify } from 'node:util'
 import { chromium } from 'playwright-core'
 import { freshDatabase, root, scratchDir, startCluster, startProxy, startSidecar, waitFor } from '../lib/index.mjs'
 import { atExit } from '../lib/cleanup.mjs'
+import { startGate } from './gate.mjs'
 
 const executablePath = process.env.SHAPEFEED_CHROMIUM ?? join(root, '.local/chromium/chromium')
 const secret = 'a secret of the tests, of 32 bytes and more'
@@ -26,9 +27,9 @@ export function demoSite({ flags = [], env = {} } = {}) {
     sql: (text) => site.database.psql(text),
     users: undefined,
     /** Another sidecar at the same place or elsewhere. */
-    start: async (options = {}) => startSidecar({
+    start: ({ flags: more = [], ...options } = {}) => startSidecar({
       databaseUrl: site.database.url,
-      flags: ['--static-dir', site.page, '--jwt-secret', secret, '--roles', 'app', ...flags],
+      flags: ['--static-dir', site.page, '--jwt-secret', secret, '--roles', 'app', ...flags, ...more],
       env,
       ...options,
     }),
@@ -49,10 +50,23 @@ export function demoSite({ flags = [], env = {} } = {}) {
   return site
 }
 
-/** A way to the sidecar that can be cut: what waits is broken off, what is asked is refused. */
+/**
+ * A way to the sidecar of its own: { origin, requests, cut(), join(), stop() }. `requests` are those of `startProxy`.
+ * The page's host is `localhost`, where browsers let pages have service workers without TLS.
+ */
 export async function wire(site) {
   const proxy = await startProxy(site.sidecar.url)
-  return { ...proxy, origin: proxy.url.replace('127.0.0.1', 'localhost') }
+  const gate = await startGate(new URL(proxy.url).port)
+  return {
+    origin: `http://localhost:${gate.port}`,
+    requests: proxy.requests,
+    cut: gate.cut,
+    join: gate.join,
+    stop: async () => {
+      await gate.stop()
+      await proxy.stop()
+    },
+  }
 }
 
 /**

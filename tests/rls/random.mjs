@@ -1,8 +1,10 @@
-// Random policies over four linked tables, random callers and shapes, and what changes rows, policies, rights and roles.
+// Random policies over four linked tables, random callers and shapes, and what changes rows, keys, policies, rights and roles.
 
 export const tables = ['t0', 't1', 't2', 't3']
 export const roles = ['reader', 'writer', 'guest']
 const domain = 8
+/** Columns that policies name; `note` is one that rights may leave out. */
+const named = 'id, a, b, v, word'
 
 export const schema = `
   create role reader; create role writer; create role guest;
@@ -10,9 +12,9 @@ export const schema = `
   create function auth.uid() returns int language sql stable as
     $$ select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::int $$;
   ${tables.map((table) => `
-    create table ${table} (id int primary key, a int, b int, v int, word text);
+    create table ${table} (id int primary key, a int, b int, v int, word text, note text);
     create index on ${table} (a); create index on ${table} (b);
-    insert into ${table} select i, i % ${domain}, (i * 7) % ${domain}, (i * 13) % 100, chr(97 + i % 5) from generate_series(1, 24) i;
+    insert into ${table} select i, i % ${domain}, (i * 7) % ${domain}, (i * 13) % 100, chr(97 + i % 5), 'note ' || i from generate_series(1, 24) i;
     grant select on ${table} to reader, writer, guest;
     alter table ${table} enable row level security;
     create policy floor on ${table} for select using (v > 85);
@@ -71,7 +73,11 @@ export class Draws {
         return `drop policy ${name} on ${of}`
       },
       () => `alter table ${table} ${random.chance(0.25) ? 'disable' : 'enable'} row level security`,
-      () => (random.chance(0.3) ? 'revoke' : 'grant') === 'revoke' ? `revoke select on ${table} from ${role}` : `grant select on ${table} to ${role}`,
+      () => random.pick([
+        `revoke select on ${table} from ${role}`,
+        `grant select on ${table} to ${role}`, `grant select on ${table} to ${role}`,
+        `revoke select on ${table} from ${role}; grant select (${named}) on ${table} to ${role}`,
+      ]),
       () => (random.chance(0.5) ? 'grant writer to guest' : 'revoke writer from guest'),
       () => `alter role ${role} ${random.chance(0.2) ? '' : 'no'}bypassrls`,
     ]
@@ -82,23 +88,27 @@ export class Draws {
     const { random } = this
     const table = random.pick(tables)
     const id = random.below(32)
-    const row = [random.below(domain), random.below(domain), random.below(100), `'${random.pick(['a', 'b', 'c', 'd', 'ab'])}'`]
+    const row = [random.below(domain), random.below(domain), random.below(100), `'${random.pick(['a', 'b', 'c', 'd', 'ab'])}'`, `'${random.below(1000)}'`]
+    const free = `(select min(i) from generate_series(1, 60) i where i not in (select id from ${table}))`
     const some = random.pick([`id = ${id}`, `id between ${id} and ${id + 4}`, `a = ${row[0]}`])
     return random.pick([
-      `insert into ${table} values (${id}, ${row}) on conflict (id) do update set (a, b, v, word) = (${row})`,
+      `insert into ${table} values (${id}, ${row}) on conflict (id) do update set (a, b, v, word, note) = (${row})`,
       `update ${table} set a = ${row[0]} where ${some}`, `update ${table} set b = ${row[1]} where ${some}`,
-      `update ${table} set v = ${row[2]}, word = ${row[3]} where ${some}`, `delete from ${table} where id = ${id}`,
+      `update ${table} set v = ${row[2]}, word = ${row[3]} where ${some}`, `delete from ${table} where id = ${id}`, `update ${table} set note = ${row[4]} where ${some}`,
+      ...Array(3).fill(`update ${table} set id = ${free}, v = ${row[2]} where id = ${id}`),
+      `update ${table} set (a, b, v) = (${row.slice(0, 3)}) where ${some}`,
     ])
   }
 
   transaction() {
-    return Array.from({ length: 1 + this.random.below(3) }, () => this.statement()).join('; ')
+    return Array.from({ length: 1 + this.random.below(6) }, () => this.statement()).join('; ')
   }
 
   shape() {
     const { random } = this
     const table = random.pick(tables)
     const where = random.chance(0.4) ? this.condition(table).replaceAll('auth.uid()', '3').replaceAll('(select 3)', '3') : undefined
-    return { table, where, role: random.pick(roles), sub: 1 + random.below(4) }
+    const columns = random.chance(0.4) ? named.replaceAll(' ', '') : undefined
+    return { table, where, columns, role: random.pick(roles), sub: 1 + random.below(4) }
   }
 }

@@ -1,10 +1,13 @@
 // Who a caller is: tokens that are good, keys that rotate, and everything that a forger may try.
 import assert from 'node:assert/strict'
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import http from 'node:http'
+import https from 'node:https'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { ok, scratchDir, served, waitFor } from '../lib/index.mjs'
+import { FetchError, Shape, ShapeStream } from '@electric-sql/client'
+import { openEvents, ok, scratchDir, served, startProxy, waitFor } from '../lib/index.mjs'
 import { bearer, keyPair, token } from '../lib/jwt.mjs'
 import { as, convention, environment, followedAs, secret } from './setup.mjs'
 
@@ -55,6 +58,30 @@ test('keys of each kind, from PEM files, a set in a file and a set behind a URL 
   assert.equal((await ask(signed('RS256', 'rsa'), {}, url)).status, 401, 'a key that was taken out')
 })
 
+test('a set of keys comes by https from a server that is known, and rotates', async () => {
+  const certificates = new URL('../transport/certificates/', import.meta.url).pathname
+  const [key, cert] = ['server.key', 'server.crt'].map((name) => readFileSync(certificates + name))
+  let keys = [pairs.EdDSA.jwk], asked = 0
+  const server = https.createServer({ key, cert }, (_, response) => response.end(JSON.stringify({ keys }))).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  server.on('request', () => (asked += 1))
+  after(() => server.close())
+  const other = async (trusted) => {
+    const env = { SHAPEFEED_JWT_SECRET: undefined, SHAPEFEED_JWT_JWKS: `https://localhost:${server.address().port}/keys`, SSL_CERT_FILE: certificates + trusted }
+    return (await site.another({ env })).api
+  }
+  const signed = (alg, kid) => bearer(token({ role: 'app', sub: '1' }, pairs[alg].privateKey, { alg, header: { kid } }))
+  const api = await other('server.crt')
+  await waitFor(async () => (await ask(signed('EdDSA', 'ed'), {}, api)).status === 200, { what: 'the set is read' })
+  keys = [pairs.RS256.jwk]
+  await waitFor(async () => (await ask(signed('RS256', 'rsa'), {}, api)).status === 200, { what: 'the new set is read', timeoutMs: 15_000 })
+  assert.equal((await ask(signed('EdDSA', 'ed'), {}, api)).status, 401, 'a key that was taken out')
+  const before = asked
+  const wary = await other('first.crt')
+  assert.equal((await ask(signed('RS256', 'rsa'), {}, wary)).status, 401, 'a server that nobody vouches for')
+  assert.equal(asked, before)
+})
+
 test('tokens that are not good get a 401 that says nothing of why', async () => {
   const pem = join(scratchDir('confusion'), 'rsa.pem')
   mkdirSync(join(pem, '..'), { recursive: true })
@@ -64,6 +91,7 @@ test('tokens that are not good get a 401 that says nothing of why', async () => 
   const claims = { role: 'app', sub: '1', aud: 'shapes', iss: 'https://issuer' }
   assert.deepEqual(idsOf(await ask(bearer(token(claims, secret)), {}, api)), ['1'])
   assert.deepEqual(idsOf(await ask(bearer(token(claims, pairs.RS256.privateKey, { alg: 'RS256' })), {}, api)), ['1'])
+  for (const typ of [undefined, 'jwt', 'at+jwt', 'application/at+JWT']) assert.deepEqual(idsOf(await ask(bearer(token(claims, secret, { header: { typ } })), {}, api)), ['1'], typ)
   const good = token(claims, secret)
   const [head, body, signature] = good.split('.')
   const forged = Buffer.from(JSON.stringify({ ...claims, sub: '2', exp: soon(60) })).toString('base64url')
@@ -85,6 +113,10 @@ test('tokens that are not good get a 401 that says nothing of why', async () => 
     'no audience': token({ ...claims, aud: undefined }, secret),
     'another issuer': token({ ...claims, iss: 'https://issuer.evil' }, secret),
     'a key of its own': token(claims, pairs.ES256.privateKey, { alg: 'ES256', header: { jwk: pairs.ES256.jwk } }),
+    'something that must be understood': token(claims, secret, { header: { crit: ['x'], x: 1 } }),
+    'nothing that must be understood, said wrongly': token(claims, secret, { header: { crit: [] } }),
+    'a kind that is for something else': token(claims, secret, { header: { typ: 'logout+jwt' } }),
+    'a kind that is none': token(claims, secret, { header: { typ: 7 } }),
     'too long': token({ ...claims, x: 'x'.repeat(20_000) }, secret),
     nonsense: 'x',
   }
@@ -139,4 +171,63 @@ test('when a token expires a held request ends with a 401, and a new token goes 
   await site.sql("insert into docs values (4, 1, 'app')")
   const next = ok(await strict.api.get(place, { headers: as(1) }))
   assert.deepEqual(next.operations.map(({ value }) => value.id), ['4'])
+})
+
+test('when a token expires a stream ends, the next is refused, and a new token goes on at the same place', async () => {
+  const { api, sidecar } = await site.another({ env: { ...environment, SHAPEFEED_JWT_LEEWAY: '0' } })
+  const short = () => as(1, { exp: Date.now() / 1000 + 2 })
+  const follower = await followedAs(api, short(), { table: 'docs' })
+  const query = `table=docs&live=true&live_sse=true&offset=${follower.offset}&handle=${follower.handle}&cursor=`
+  const headers = short()
+  const began = performance.now()
+  const stream = await openEvents(sidecar.url, query, { headers })
+  assert.equal(stream.status, 200)
+  await site.sql("insert into docs values (10, 1, 'app')")
+  await stream.until((messages) => messages.some(({ value }) => value?.id === '10'))
+  assert.equal(await stream.ended, 'whole')
+  const lasted = performance.now() - began
+  assert.ok(lasted < 5000, `it lasted ${lasted} ms`)
+  await site.sql("insert into docs values (11, 1, 'app')")
+  const refused = await openEvents(sidecar.url, query, { headers })
+  assert.equal(refused.status, 401)
+  refused.close()
+  const next = await openEvents(sidecar.url, query, { headers: as(1) })
+  await next.until((messages) => messages.some(({ value }) => value?.id === '11'))
+  assert.deepEqual(next.messages.filter(({ value }) => value).map(({ value }) => value.id), ['10', '11'])
+  next.close()
+})
+
+test('the stock client that is given a new token goes on where it was', async () => {
+  const { sidecar } = await site.another({ env: { ...environment, SHAPEFEED_JWT_LEEWAY: '0' } })
+  const proxy = await startProxy(sidecar.url)
+  let tokens = 0
+  const fresh = () => {
+    tokens += 1
+    return as(1, { exp: Date.now() / 1000 + 2 })
+  }
+  const stream = new ShapeStream({
+    url: `${proxy.url}/v1/shape`,
+    params: { table: 'docs' },
+    headers: fresh(),
+    onError: (error) => {
+      if (error instanceof FetchError && error.status === 401) return { headers: fresh() }
+      throw error
+    },
+  })
+  const shape = new Shape(stream)
+  after(() => {
+    shape.unsubscribeAll()
+    stream.unsubscribeAll()
+    return proxy.stop()
+  })
+  const has = (id) => shape.currentRows.some((row) => row.id === id)
+  await shape.rows
+  proxy.reset()
+  for (let id = 20; tokens < 4; id += 1) {
+    await site.sql(`insert into docs values (${id}, 1, 'app')`)
+    await waitFor(() => has(id), { what: `row ${id}, ${tokens} tokens` })
+  }
+  assert.deepEqual(proxy.refetches(), { conflicts: 0, initial: 0 })
+  const { rows } = await site.client.query("select id from docs where owner = 1 and role_of = 'app' order by id")
+  assert.deepEqual(shape.currentRows.map(({ id }) => id).sort((a, b) => a - b), rows.map(({ id }) => id))
 })

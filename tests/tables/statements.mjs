@@ -117,8 +117,8 @@ export const statements = [
   },
 
   // Rights: of a superuser nothing changes. For others see rights.test.mjs.
-  { statement: 'alter table t enable row level security; create policy p on t using (n > 3)', ...goesOn },
-  { statement: 'alter table t owner to pg_monitor; grant select on t to public; revoke select on t from public', ...goesOn },
+  { statement: 'alter table t enable row level security; create policy p on t using (n > 3)', ...goesOn, ends: ['rights'] },
+  { statement: 'alter table t owner to pg_monitor; grant select on t to public; revoke select on t from public', ...goesOn, ends: ['rights'] },
 
   // Partitions
   { statement: 'create table p7 partition of t for values in (7); insert into t (id, n) values (70, 7)', on: parts, ...goesOn, blind: again('gap') },

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::layout::Layout;
+use super::rights::Rights;
 use super::tracked::read_one;
 
 /// What a table is.
@@ -26,6 +27,8 @@ pub struct Fingerprint {
     pub types: BTreeMap<i16, BTreeMap<u32, Value>>,
     /// Relations that describe composite types among them.
     pub rows: Vec<u32>,
+    /// Who may read it.
+    pub rights: Rights,
     /// State of the event triggers.
     pub witness: Vec<String>,
 }
@@ -227,6 +230,7 @@ mod tests {
             members: vec![member(1), member(2)],
             types: BTreeMap::from([(2, BTreeMap::from([(9, json!({"7": "sad"}))]))]),
             rows: vec![],
+            rights: Rights::default(),
             witness: vec!["A".into()],
         }
     }

@@ -60,6 +60,7 @@ select jsonb_build_object(
     select jsonb_object_agg(d.attnum, d.types)
     from (select d.attnum, jsonb_object_agg(d.oid, d.definition) as types
           from described d where d.definition is not null group by d.attnum) d), '{}'),
+  'rights', shapefeed._rights(c.oid),
   'rows', coalesce((select jsonb_agg(distinct d.typrelid::int8) from described d where d.typrelid <> 0), '[]'),
   -- Whether event triggers of ours have seen each rewrite: these rows are as they were, then.
   'witness', coalesce((

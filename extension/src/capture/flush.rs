@@ -3,7 +3,8 @@
 //! A chunk may carry notes, one JSON object: `ends` (epochs and shapes that end with this transaction; with `columns`, only
 //! those shapes of a table that name one of them), `tracked`
 //! (tables whose capture begins with it), `layouts` (layouts that its records use and readers may not know) and `gaps`
-//! (tables whose changes are left out from here on because the log is full, see [`super::gap`]).
+//! (tables whose changes are left out from here on because the log is full, see [`super::gap`]) and `catalogs` (the transaction
+//! changes them, too).
 
 use serde_json::{Map, Value};
 
@@ -106,6 +107,9 @@ impl Packer {
         let mut notes = Map::new();
         if !layouts.is_empty() {
             notes.insert("layouts".into(), layouts.iter().map(layout_note).collect());
+        }
+        if xact::has_messages() {
+            notes.insert("catalogs".into(), Value::Array(vec![Value::Bool(true)]));
         }
         Packer {
             target: Target {

@@ -11,6 +11,8 @@ pub mod room;
 
 pub mod ddl;
 pub mod fingerprint;
+pub mod rights;
+pub mod roles;
 pub mod survey;
 pub mod track;
 pub mod tracked;
@@ -106,6 +108,16 @@ pub fn take_end(relids: &[u32], reason: &str) {
 /// Takes the note that those shapes of a table end here that name one of these columns.
 pub fn take_end_of_columns(relid: u32, columns: &[String]) {
     let end = serde_json::json!({ "relid": relid, "reason": "layout", "columns": columns });
+    take_note(&serde_json::json!({ "ends": [end] }));
+}
+
+/// Takes the note that handles of these roles, and of their members, end here: of a table, or of all.
+pub fn take_end_of_roles(relid: Option<u32>, roles: impl IntoIterator<Item = String>) {
+    let roles: Vec<String> = roles.into_iter().collect();
+    let mut end = serde_json::json!({ "reason": "rights", "roles": roles });
+    if let Some(relid) = relid {
+        end["relid"] = relid.into();
+    }
     take_note(&serde_json::json!({ "ends": [end] }));
 }
 

@@ -182,7 +182,8 @@ fn begun() -> Vec<u32> {
 }
 
 /// An error if what ends by a change of the table is not in the log yet. Ask under the snapshot that is read with.
-pub fn require_seen(relid: u32) -> Result<()> {
+/// `has_position`: what is in the log as of a transaction has its position.
+pub fn require_seen(relid: u32, has_position: impl Fn(u64) -> bool) -> Result<()> {
     xact::register_callbacks();
     invalidation::watch_tables();
     let looking = Looking::begin();
@@ -196,8 +197,12 @@ pub fn require_seen(relid: u32) -> Result<()> {
             SEEN.with_borrow_mut(|seen| seen.remember_as(table, &[table]));
             continue;
         };
-        let now = as_owner(|| Fingerprint::of(table))
-            .filter(|now| tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing);
+        let is_same = |now: &Fingerprint| {
+            tracked::meaning(&old, now, Added::Unknown) == Meaning::Nothing
+                && tracked::given(&old, now).is_empty()
+                && old.given_by.is_none_or(&has_position)
+        };
+        let now = as_owner(|| Fingerprint::of(table)).filter(is_same);
         let now =
             now.ok_or_else(|| Error::TryAgain("the table has changed a moment ago".into()))?;
         looking.remember(&now);

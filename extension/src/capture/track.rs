@@ -67,7 +67,7 @@ pub fn track(relid: u32) -> Result<()> {
     };
     let new = xact::with_latest_snapshot(|| as_owner(is_new));
     at_work(|| install_triggers(relid, &partitions));
-    let fingerprint = Fingerprint::of(relid).expect("it is locked");
+    let fingerprint = as_owner(|| Fingerprint::of(relid)).expect("it is locked");
     as_owner(|| {
         if new {
             begin(&fingerprint);

@@ -1,11 +1,13 @@
 //! Table `shapefeed.tracked`: which tables are captured, and what they were when somebody looked last.
 
+use std::collections::BTreeSet;
+
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::Oid;
 use pgrx::{FromDatum, IntoDatum, Spi};
 
 use super::fingerprint::{Added, Fingerprint, Meaning};
-use super::{take_end, take_end_of_columns};
+use super::{take_end, take_end_of_columns, take_end_of_roles};
 use crate::pg::{owner, relation};
 
 /// A tracked table.
@@ -16,6 +18,8 @@ pub struct Tracked {
     pub fingerprint: Option<Fingerprint>,
     /// It and its partitions.
     pub partitions: Vec<u32>,
+    /// The newest transaction that gave somebody a right to it.
+    pub given_by: Option<u64>,
 }
 
 /// How a row is read.
@@ -59,7 +63,7 @@ pub fn find(relid: u32, hold: Hold) -> Option<Tracked> {
         Hold::Wait => " for update",
         Hold::Skip => " for update skip locked",
     };
-    let query = "select relid, fingerprint, partitions from shapefeed.tracked where relid = $1";
+    let query = "select relid, fingerprint, partitions, given_by::text::int8 from shapefeed.tracked where relid = $1";
     let (query, arguments) = (format!("{query}{suffix}"), [oid(relid)]);
     let mut rows = if hold == Hold::No {
         select(&query, &arguments)
@@ -73,14 +77,14 @@ pub fn find(relid: u32, hold: Hold) -> Option<Tracked> {
 /// All rows but those of these tables.
 pub fn all_but(relids: &[u32]) -> Vec<Tracked> {
     let relids: Vec<Oid> = relids.iter().map(|relid| Oid::from_u32(*relid)).collect();
-    let query =
-        "select relid, fingerprint, partitions from shapefeed.tracked where relid <> all ($1)";
+    let query = "select relid, fingerprint, partitions, given_by::text::int8 from shapefeed.tracked
+                 where relid <> all ($1)";
     select(query, &[relids.into()])
 }
 
 /// Tables of which this one was a partition when they were last looked at.
 pub fn roots_of(relid: u32) -> Vec<u32> {
-    let query = "select relid, null::jsonb, partitions from shapefeed.tracked where $1 = any (partitions) and relid <> $1";
+    let query = "select relid, null::jsonb, partitions, null::int8 from shapefeed.tracked where $1 = any (partitions) and relid <> $1";
     let roots = select(query, &[oid(relid)]);
     roots.into_iter().map(|root| root.relid).collect()
 }
@@ -94,6 +98,7 @@ fn rows(table: pgrx::spi::SpiResult<pgrx::spi::SpiTupleTable<'_>>) -> Vec<Tracke
         let relid: Option<Oid> = row.get(1).ok().flatten();
         let fingerprint: Option<pgrx::JsonB> = row.get(2).ok().flatten();
         let partitions: Option<Vec<Oid>> = row.get(3).ok().flatten();
+        let given_by: Option<i64> = row.get(4).ok().flatten();
         Tracked {
             relid: relid.expect("relid is not null").to_u32(),
             fingerprint: fingerprint.and_then(|json| Fingerprint::from_json(json.0)),
@@ -102,6 +107,7 @@ fn rows(table: pgrx::spi::SpiResult<pgrx::spi::SpiTupleTable<'_>>) -> Vec<Tracke
                 .into_iter()
                 .map(|relid| relid.to_u32())
                 .collect(),
+            given_by: given_by.map(|xid| xid as u64),
         }
     };
     let rows = table.expect("table tracked can be read");
@@ -159,6 +165,18 @@ pub fn settle(old: &Tracked, now: Option<&Fingerprint>, added: Added) {
         Meaning::Nothing => {}
     }
     save(now, false);
+    let given = given(old, now);
+    if !given.is_empty() {
+        take_end_of_roles(Some(relid), given);
+        let by = "update shapefeed.tracked set given_by = pg_current_xact_id() where relid = $1";
+        Spi::run_with_args(by, &[oid(relid)]).expect("table tracked takes it");
+    }
+}
+
+/// Roles that may see more of a table than they could.
+pub fn given(old: &Tracked, now: &Fingerprint) -> BTreeSet<String> {
+    let old = old.fingerprint.as_ref();
+    old.map_or_else(BTreeSet::new, |old| old.rights.given_by(&now.rights))
 }
 
 /// Partitions that left a table, and with it the log, unless they are tracked by themselves.

@@ -7,7 +7,7 @@ use std::ffi::c_int;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
-use crate::capture::survey;
+use crate::capture::{roles, survey};
 
 /// Tables that changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,18 +86,30 @@ pub fn accept() {
     unsafe { pg_sys::AcceptInvalidationMessages() }
 }
 
-/// Has `capture/survey.rs` told of what is not a change of a relation and may change tables, once per backend.
+/// Has `capture/survey.rs` told of what is not a change of a relation and may change tables, and `capture/roles.rs` of
+/// changes of roles, once per backend.
 pub fn watch_tables() {
     if WATCHING_TABLES.replace(true) {
         return;
     }
-    use pg_sys::SysCacheIdentifier::{ENUMOID, NAMESPACEOID};
+    use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID, ENUMOID, NAMESPACEOID};
     for cache in [ENUMOID, NAMESPACEOID] {
         // SAFETY: as in watch().
         unsafe {
             pg_sys::CacheRegisterSyscacheCallback(cache as _, Some(tables_changed), Datum::null());
         }
     }
+    for cache in [AUTHOID, AUTHMEMROLEMEM] {
+        // SAFETY: as in watch().
+        unsafe {
+            pg_sys::CacheRegisterSyscacheCallback(cache as _, Some(roles_changed), Datum::null());
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn roles_changed(_argument: Datum, _cache: c_int, _hash: u32) {
+    roles::forget();
 }
 
 #[pgrx::pg_guard]

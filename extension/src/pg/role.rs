@@ -213,6 +213,29 @@ unsafe fn may_set_role(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     unsafe { pg_sys::member_can_set_role(member, role) }
 }
 
+/// A role is this one or, at any distance, a member of it. A superuser is not taken for a member of all.
+pub fn is_or_is_member_of(member: &str, role: &str) -> bool {
+    if member == role {
+        return true;
+    }
+    let oid = |name: &str| {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: with missing_ok get_role_oid() returns InvalidOid for an unknown name.
+        unsafe { pg_sys::get_role_oid(name.as_ptr(), true) }
+    };
+    let (member, role) = (oid(member), oid(role));
+    // SAFETY: reads the membership cache.
+    let is_member = || unsafe { pg_sys::is_member_of_role_nosuper(member, role) };
+    member != pg_sys::InvalidOid && role != pg_sys::InvalidOid && is_member()
+}
+
+/// The role is a superuser, who may see everything whatever is given to whom.
+pub fn is_superuser(role: &str) -> bool {
+    let name = CString::new(role).unwrap_or_default();
+    // SAFETY: with missing_ok get_role_oid() returns InvalidOid for an unknown name, which is no superuser.
+    unsafe { pg_sys::superuser_arg(pg_sys::get_role_oid(name.as_ptr(), true)) }
+}
+
 /// The name of the role that the backend acts as now.
 pub fn current() -> String {
     // SAFETY: the current user exists, or GetUserNameFromId() raises; the string is copied.

@@ -85,6 +85,31 @@ pub fn has_xid() -> bool {
     unsafe { pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
 }
 
+/// The top-level transaction, which is about to commit, has messages for other backends: it changes catalogs.
+pub fn has_messages() -> bool {
+    let (mut messages, mut file_is_stale) = (std::ptr::null_mut(), false);
+    // SAFETY: at pre-commit no subtransaction is open; the messages are copied into the current memory context.
+    unsafe {
+        let count = pg_sys::xactGetCommittedInvalidationMessages(&mut messages, &mut file_is_stale);
+        if !messages.is_null() {
+            pg_sys::pfree(messages.cast());
+        }
+        count > 0
+    }
+}
+
+/// Waits for the end of a transaction that has committed already: a commit shows before its messages are sent, and the lock on
+/// its id is given back after that.
+pub fn wait_for_messages_of(xid: u64) {
+    let (xid, none) = (
+        pg_sys::TransactionId::from(xid as u32),
+        std::ptr::null_mut(),
+    );
+    let operation = pg_sys::XLTW_Oper::XLTW_None;
+    // SAFETY: who holds this lock waits for none any more; without an operation no tuple is looked at.
+    unsafe { pg_sys::XactLockTableWait(xid, none, none.cast(), operation) }
+}
+
 /// Where the next WAL record will go. What was read before a commit is below what is read after it, in any backend.
 pub fn wal_insert_position() -> i64 {
     GetXLogInsertRecPtr() as i64

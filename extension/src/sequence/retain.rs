@@ -192,6 +192,11 @@ pub fn close_gaps() {
     }
 }
 
+/// Forgets clients' transactions that nobody asks for any more. Call in a transaction of its own.
+pub fn prune_writes() {
+    Spi::run("select shapefeed._prune_writes()").expect("the function is there");
+}
+
 fn has_gaps() -> bool {
     Spi::get_one::<bool>(
         "select exists (select from shapefeed.gap) or exists (select from shapefeed.closing_gap)",

@@ -69,6 +69,13 @@ pub fn step(state: &State, era: Era) -> State {
             ..state.clone()
         };
     }
+    // What changes catalogs, rights among them, and rows is told to readers in this order.
+    for transaction in transactions
+        .iter()
+        .filter(|it| noted(it, "catalogs").next().is_some())
+    {
+        xact::wait_for_messages_of(transaction.xid);
+    }
     let ended_at_us = xact::clock_us();
     let (rests, rest) = state.rest.next(ended_at_us, room::sizes());
     let batch = Batch {

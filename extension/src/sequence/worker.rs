@@ -2,9 +2,10 @@
 
 use super::retain::{self, Outcome};
 use super::step::{Era, State, begin_if_not, step};
+use crate::capture::roles;
 use crate::capture::survey::{self, Look};
 use crate::error::{Error, Result};
-use crate::guc::RING_MEMBERS;
+use crate::guc::{self, RING_MEMBERS};
 use crate::pg::background::{self, Wake};
 use crate::pg::shmem::{self, Slot};
 use crate::pg::{database, relation, xact};
@@ -95,7 +96,7 @@ fn sequence_until_stopped(slot: &Slot) -> Stop {
         let Some(pause_ms) = retention.look_if_time() else {
             return Stop::NoExtension;
         };
-        let pause_ms = if survey::is_stale_already() {
+        let pause_ms = if survey::is_stale_already() || roles::is_stale() {
             0
         } else {
             pause_ms
@@ -126,6 +127,11 @@ fn coalesce(found_us: i64, between_us: i64) -> i64 {
     now_us + rest_us
 }
 
+/// A hundredth of the retention, and a minute at most.
+fn prune_pause_us() -> i64 {
+    (guc::retention_s() * 10_000).clamp(1_000_000, 60_000_000)
+}
+
 /// When the worker looks whether something of the log can be emptied.
 #[derive(Default)]
 struct Retention {
@@ -134,6 +140,8 @@ struct Retention {
     /// Until when a member is left alone that somebody uses.
     skip_until_us: [i64; RING_MEMBERS],
     warned_us: i64,
+    /// When the records of clients' transactions were looked through.
+    pruned_us: i64,
 }
 
 impl Retention {
@@ -156,6 +164,10 @@ impl Retention {
                 Some(retain::look(skip))
             })?;
             background::in_transaction(retain::close_gaps);
+            if now_us - self.pruned_us >= prune_pause_us() {
+                background::in_transaction(|| xact::with_latest_snapshot(retain::prune_writes));
+                self.pruned_us = now_us;
+            }
             self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
         }
         Some((self.next_us - now_us) / 1000)
@@ -265,6 +277,13 @@ impl Surveyed {
             lock_extension()?;
             Some(xact::with_latest_snapshot(survey::look))
         })?;
+        if roles::is_stale() {
+            background::in_transaction(|| {
+                lock_extension()?;
+                roles::look();
+                Some(())
+            })?;
+        }
         self.again_us = xact::clock_us() + 1000 * IDLE_MS;
         Some(())
     }
@@ -277,7 +296,7 @@ fn one_step(state: Option<&State>, begin_era: bool, may_look: bool, begun: &[u32
         return Tried::NoExtension;
     }
     xact::with_latest_snapshot(|| {
-        if survey::is_stale() && may_look {
+        if (survey::is_stale() || roles::is_stale()) && may_look {
             return Tried::LookFirst;
         }
         let loaded = if state.is_none() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::definition::Definition;
-use super::group::{Group, Shape};
+use super::group::{Caller, Group, Shape};
 use super::member::nodes::Nodes;
 use super::resolve::{Asked, Resolver};
 use super::window::End;
@@ -245,7 +245,7 @@ impl Attached {
             let hash = end.shape.as_ref().and_then(|hash| hash.parse().ok());
             for group in self.groups.values_mut() {
                 let whole = end.concerns(&group.family);
-                if whole || hash.is_some() {
+                if whole || hash.is_some() || end.roles.is_some() {
                     let is_it = |other: u64| whole || hash == Some(other);
                     let ended = end_in(group, end, is_it, &self.heads, position, &end.reason);
                     all.extend(ended);
@@ -307,9 +307,13 @@ fn end_in(
     position: i64,
     reason: &str,
 ) -> Option<Ended> {
+    let given = |caller: &Caller| end.concerns_rights_of(&caller.role, &group.family);
+    let given: Vec<bool> = group.callers.iter().map(given).collect();
     let ids = group.remove_named(
         |names| end.ends_those_with(names),
-        |shape| is_it(shape.hash) && !began_after(heads, shape.id, position),
+        |shape, caller| {
+            (is_it(shape.hash) || given[caller as usize]) && !began_after(heads, shape.id, position)
+        },
     );
     (!ids.is_empty()).then(|| Ended {
         ids,

@@ -1,5 +1,6 @@
 //! A shape's definition: what a request asks for, resolved against the catalogs under the caller's rights.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use pgrx::JsonB;
@@ -7,11 +8,15 @@ use pgrx::PgSqlErrorCode::{
     ERRCODE_INSUFFICIENT_PRIVILEGE, ERRCODE_INVALID_PARAMETER_VALUE, ERRCODE_UNDEFINED_COLUMN,
     ERRCODE_UNDEFINED_TABLE,
 };
+use pgrx::pg_sys::Oid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use siphasher::sip::SipHasher24;
 
+use super::place;
 use crate::error::{Error, Result};
 use crate::pg::expr::{self, Refused};
+use crate::pg::relation::{our_namespace, relation_oid};
 use crate::pg::role::{self, AsRole};
 use crate::pg::table::{self, Column, Found, Table};
 
@@ -72,7 +77,7 @@ pub struct Definition {
     /// where clause.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub policies: BTreeMap<u32, String>,
-    /// Digest of everything else up to here, of `key` and of `uses`, in decimal digits.
+    /// Digest of everything else up to here, of `key` and of `uses`, in decimal digits, made with the log's secret.
     pub hash: String,
     /// Names of the primary key's columns in key order; empty for a table without one.
     pub key: Vec<String>,
@@ -199,8 +204,33 @@ impl Definition {
             let policies = serde_json::to_vec(&self.policies);
             bytes.extend(policies.expect("numbers and strings have a JSON form"));
         }
-        xxhash_rust::xxh3::xxh3_64(&bytes).to_string()
+        SipHasher24::new_with_key(&secret())
+            .hash(&bytes)
+            .to_string()
     }
+}
+
+/// What digests of definitions are made with. Nobody who does not know it can find two with the same one, which would share what
+/// is kept of a shape, or make up a definition without policies.
+fn secret() -> [u8; 16] {
+    thread_local! {
+        /// With the table that it is from: the extension may have been made anew.
+        static KNOWN: Cell<Option<(Oid, [u8; 16])>> = const { Cell::new(None) };
+    }
+    let table = our_namespace().and_then(|namespace| relation_oid(namespace, "feed"));
+    let table = table.expect("the extension is there: its function runs");
+    if let Some((of, secret)) = KNOWN.get()
+        && of == table
+    {
+        return secret;
+    }
+    let mut secret = [0; 16];
+    place::each_row("feed", |row| {
+        let bytes: Vec<u8> = row.get(4).expect("secret is not null");
+        secret.copy_from_slice(&bytes);
+    });
+    KNOWN.set(Some((table, secret)));
+    secret
 }
 
 /// An error if what a where clause depends on is not what it was.

@@ -463,14 +463,14 @@ impl Group {
 
     /// Removes the shapes for which `gone` says so; returns their ids.
     pub fn remove_if(&mut self, gone: impl Fn(&Shape) -> bool) -> Vec<i32> {
-        self.remove_named(|_| true, gone)
+        self.remove_named(|_| true, |shape, _| gone(shape))
     }
 
-    /// The same among those that name a column for which `named` says so.
+    /// The same among those that name a column for which `named` says so; `gone` is told the number of the caller, too.
     pub fn remove_named(
         &mut self,
         named: impl Fn(&mut dyn Iterator<Item = &String>) -> bool,
-        gone: impl Fn(&Shape) -> bool,
+        gone: impl Fn(&Shape, u32) -> bool,
     ) -> Vec<i32> {
         let selected: Vec<bool> = (self.selections.iter())
             .map(|(columns, _)| named(&mut columns.iter()))
@@ -487,8 +487,10 @@ impl Group {
                 continue;
             };
             let reads = read[clause.template as usize];
+            let template = self.templates[clause.template as usize].as_ref();
+            let caller = template.map_or(0, |template| template.role);
             clause.shapes.retain(|shape| {
-                let gone = (reads || selected[shape.selection as usize]) && gone(shape);
+                let gone = (reads || selected[shape.selection as usize]) && gone(shape, caller);
                 ids.extend(gone.then_some(shape.id));
                 !gone
             });

@@ -17,7 +17,7 @@ use super::overlay::{Filter, concerns, ended};
 use super::place;
 use super::tuple::{Around, Effect, Table};
 use super::window::{Commit, Log};
-use crate::error::{OrRaise, Result};
+use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
 use crate::sequence::order::Snapshot;
 
@@ -120,6 +120,8 @@ pub(super) fn end_of(
     to: i64,
 ) -> Result<i64> {
     place::require(log, position)?;
+    // As a standby that lags: what is to be read from here is not there yet.
+    place::require_seen(log, definition).map_err(|_| Error::NotYet(position))?;
     for (_, ends) in log.ends_above(position) {
         if let Some(end) = ends.iter().find(|end| concerns(end, definition, family)) {
             return Err(ended(end));

@@ -55,9 +55,10 @@ impl Filter {
 /// Does this end a shape's handles?
 pub fn concerns(end: &End, definition: &Definition, family: &Family) -> bool {
     let names = definition.columns.iter().chain(&definition.where_columns);
-    let of_inner =
-        |table: &Inner| Family::of(table.relid).is_none_or(|family| end.concerns(&family));
-    (end.concerns(family) && end.ends_those_with(names))
+    let is_over =
+        |family: &Family| end.concerns(family) || end.concerns_rights_of(&definition.role, family);
+    let of_inner = |table: &Inner| Family::of(table.relid).is_none_or(|family| is_over(&family));
+    (is_over(family) && end.ends_those_with(names))
         || end.shape.as_deref() == Some(&definition.hash)
         || definition.inner.iter().any(of_inner)
 }

@@ -7,7 +7,7 @@ use super::definition::Definition;
 use super::overlay::concerns;
 use super::tuple::Table;
 use super::window::{Batch, Log};
-use crate::capture::survey;
+use crate::capture::{roles, survey};
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::reading::{self, Latest};
 use crate::pg::relation::{self, Lock, Relation, our_namespace, relation_oid};
@@ -84,7 +84,7 @@ fn eras() -> Vec<i64> {
 }
 
 /// Calls `each` for the rows of a small table of ours, in the order of its primary key.
-fn each_row(name: &str, mut each: impl FnMut(scan::Row<'_>)) {
+pub(super) fn each_row(name: &str, mut each: impl FnMut(scan::Row<'_>)) {
     let Some(namespace) = our_namespace() else {
         return;
     };
@@ -168,7 +168,7 @@ pub fn pin(definition: &Definition) -> Result<Batch> {
 
 /// The same, by a log that is locked, under the active snapshot.
 pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<Batch> {
-    definition.relations().try_for_each(survey::require_seen)?;
+    require_seen(log, definition)?;
     let again = |why: &str| Error::TryAgain(why.into());
     let newest = log
         .newest_batch()
@@ -200,6 +200,16 @@ pub fn newest_end(log: &Log, definition: &Definition, table: &Table) -> Result<B
         return Err(again("the table's epoch is just ending"));
     }
     Ok(newest)
+}
+
+/// An error if what ends by a change of the shape's tables, or of its role, is not in the log yet. Call it under the snapshot
+/// that is read with, after rights have been checked.
+pub fn require_seen(log: &Log, definition: &Definition) -> Result<()> {
+    let has_position = |xid| log.has_position(xid);
+    roles::require_seen(&definition.role, has_position)?;
+    definition
+        .relations()
+        .try_for_each(|relid| survey::require_seen(relid, has_position))
 }
 
 /// The first position from which the log of a shape can be read to the head.
@@ -241,6 +251,9 @@ fn place_of(
             Place::Later => return Ok(("later", None)),
             Place::Gone(why) => return Ok(("gone", Some(why.into()))),
         }
+    }
+    if require_seen(&log, definition).is_err() {
+        return Ok(("later", None));
     }
     let ends = log.ends_above(pin);
     let ended = ends

@@ -15,7 +15,6 @@ use super::rows::{END, Order, Pieces, RowWriter, Selection, fetch};
 use super::tuple::Table;
 use super::window::Log;
 use super::{cursor, keyless, place};
-use crate::capture::survey;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::attempt::attempt;
 use crate::pg::memory::Context;
@@ -72,7 +71,7 @@ impl Snapshot {
         let mut table = place::open_table(definition)?;
         let log = Log::lock();
         let _latest = Latest::take();
-        definition.relations().try_for_each(survey::require_seen)?;
+        place::require_seen(&log, definition)?;
         place::require(&log, *position)?;
         check_ends(&log, definition, &table, *position)?;
         let no_batch = || Error::MustRefetch("the position is not the end of a batch".into());

@@ -11,12 +11,14 @@ use serde::Deserialize;
 
 use super::family::Family;
 use crate::capture::layout::Layout;
+use crate::capture::rights::PUBLIC;
 use crate::error::Result;
 use crate::guc::RING_MEMBERS;
 use crate::pg::log_tables::{self, Ring};
 use crate::pg::memory::Context;
 use crate::pg::reading::{self, Holder};
 use crate::pg::relation::{Lock, Relation, our_namespace, relation_oid};
+use crate::pg::role;
 use crate::pg::scan::{self, Direction, Key};
 use crate::pg::snapshot::PgSnapshot;
 use crate::record::{self, Record};
@@ -58,6 +60,8 @@ pub struct End {
     pub reason: String,
     /// Only shapes that name one of these columns end.
     pub columns: Option<Vec<String>>,
+    /// Only shapes of these roles and of their members end, who have been given a right: to the table, or to any.
+    pub roles: Option<Vec<String>>,
 }
 
 impl End {
@@ -65,10 +69,21 @@ impl End {
     /// tracked takes nothing away from the others: those among them that were captured before go on being captured.
     pub fn concerns(&self, family: &Family) -> bool {
         match self.relid {
+            _ if self.roles.is_some() => false,
             Some(relid) if self.reason == "track" => relid == family.relid,
             Some(relid) => family.has(relid),
             None => false,
         }
+    }
+
+    /// It ends a role's handles of a table with this family: the role may see more of it from here on.
+    pub fn concerns_rights_of(&self, name: &str, family: &Family) -> bool {
+        let roles = self.roles.iter().flatten();
+        let of_table = |relid| relid == family.relid && !role::is_superuser(name);
+        self.relid.is_none_or(of_table)
+            && roles
+                .into_iter()
+                .any(|given| given == PUBLIC || role::is_or_is_member_of(name, given))
     }
 
     /// Among the shapes that it concerns, one that names these columns ends.
@@ -179,6 +194,12 @@ impl Log {
     /// The newest batch: its position is the head.
     pub fn newest_batch(&self) -> Option<Batch> {
         self.newest_batch_up_to(i64::MAX)
+    }
+
+    /// What is in the log as of a transaction has a position.
+    pub fn has_position(&self, xid: u64) -> bool {
+        self.newest_batch()
+            .is_some_and(|newest| newest.snapshot.sees(xid))
     }
 
     /// The newest batch that ends at or before a position.

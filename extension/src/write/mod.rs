@@ -215,10 +215,7 @@ impl Work {
         let make = Maker::new(&target, operation)?;
         match operation.kind {
             Kind::Insert => {
-                let same = make.find_same().filter(|_| taken == Taken::SameIsFine);
-                if !same.is_some_and(|same| rows(&same) > 0) {
-                    rows(&make.insert());
-                }
+                insert(&make, taken);
                 Ok(())
             }
             Kind::Update => match rows(&make.update()) {
@@ -269,6 +266,19 @@ fn closed(relid: u32, kind: Kind) -> Refusal {
     );
     let hint = "The table's owner opens it: call shapefeed.allow_writes('…').";
     Refusal::new(DENIED, message, hint)
+}
+
+fn insert(make: &Maker<'_>, taken: Taken) {
+    if taken == Taken::SameIsFine {
+        if let Some(insert) = make.insert_new() {
+            rows(&insert);
+            return;
+        }
+        if make.find_same().is_some_and(|same| rows(&same) > 0) {
+            return;
+        }
+    }
+    rows(&make.insert());
 }
 
 fn rows(statement: &Statement<'_>) -> usize {

@@ -26,6 +26,8 @@ pub struct Target {
     pub columns: BTreeMap<String, u32>,
     /// Its primary key's columns, and the operator by which the key compares each.
     pub key: Vec<(String, String)>,
+    /// It has nothing but its key: two rows with the same key are the same.
+    pub is_key_only: bool,
     /// A trigger may have it that a row is not updated, not deleted.
     pub may_skip: (bool, bool),
 }
@@ -84,6 +86,7 @@ fn read(relid: u32) -> Result<Option<Target>, spi::Error> {
             name,
             columns: columns.unwrap_or_default(),
             key: key.unwrap_or_default(),
+            is_key_only: row.get(8)? == Some(true),
             may_skip: (row.get(6)? == Some(true), row.get(7)? == Some(true)),
         }))
     })

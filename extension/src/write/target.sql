@@ -16,6 +16,11 @@ select c.relkind::text,
         where i.indrelid = c.oid and i.indisprimary and i.indisvalid and not i.indisexclusion),
        -- row triggers that may have a row left alone: BEFORE, for UPDATE and for DELETE
        exists (select from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgtype & 19 = 19),
-       exists (select from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgtype & 11 = 11)
+       exists (select from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgtype & 11 = 11),
+       -- nothing but a key, and no other rows that exclude each other: who has the key has the row
+       (select pg_catalog.count(*) = 1
+               and pg_catalog.bool_and(i.indisprimary and i.indimmediate and i.indnkeyatts =
+                 (select pg_catalog.count(*) from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped))
+        from pg_catalog.pg_index i where i.indrelid = c.oid and (i.indisunique or i.indisexclusion))
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1

@@ -43,6 +43,7 @@ pub struct Db {
     requests: Pool,
     snapshots: Pool,
     writes: Pool,
+    write_timeout: Duration,
     role: Option<String>,
 }
 impl Db {
@@ -72,6 +73,7 @@ impl Db {
             requests,
             snapshots,
             writes,
+            write_timeout,
             role: config.role.clone(),
         })
     }

@@ -1,5 +1,7 @@
 //! Writes of clients: each transaction is one statement, on a pool of its own.
 
+use std::time::Duration;
+
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
@@ -10,6 +12,9 @@ use tokio_postgres::types::{Json as AsJson, ToSql};
 use super::{Asking, Db};
 use crate::error::Error;
 use crate::params::Caller;
+
+/// How much longer than it may take a transaction is waited for.
+const LATE: Duration = Duration::from_secs(2);
 
 /// A client's transaction, and who sends it.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +89,7 @@ impl From<Answer> for Written {
 
 /// Where it failed.
 enum Failed {
-    /// No connection.
+    /// No connection, or no answer: nobody knows.
     Connecting(Error),
     /// Before there was a result.
     Running(tokio_postgres::Error),
@@ -159,8 +164,15 @@ impl Db {
             client: id, seq, ..
         } = writing;
         let values: [&(dyn ToSql + Sync); 5] = [id, seq, &json, &role, &writing.caller.settings];
-        let answer = ask(&client, function, values).await;
-        client.end(answer).map(Written::from)
+        // What statement_timeout does not see: triggers that run at the commit, and a network that is silent.
+        let late = self.write_timeout + LATE;
+        let answer = tokio::time::timeout(late, ask(&client, function, values)).await;
+        match answer {
+            Ok(answer) => client.end(answer).map(Written::from),
+            Err(_) => Err(Failed::Connecting(Error::unavailable(
+                "The transaction takes too long, please retry",
+            ))),
+        }
     }
 }
 

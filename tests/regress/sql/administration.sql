@@ -11,13 +11,13 @@ create table note (id int primary key, body text, secret text);
 create table hidden (id int primary key);
 call shapefeed.track('note');
 call shapefeed.track('hidden');
+create role regress_plain;
+grant select on note to regress_plain; -- it may see what happens from here on
 insert into note values (1, 'one', 's');
 insert into hidden values (1);
 call settle();
 
 -- A role that may read one table calls what is for everybody, and reads no table of the extension but the list of tables.
-create role regress_plain;
-grant select on note to regress_plain;
 select p.oid::regprocedure as for_everybody from pg_proc p
 where p.pronamespace = 'shapefeed'::regnamespace and has_function_privilege('regress_plain', p.oid, 'execute') order by p.oid::regprocedure::text;
 select c.oid::regclass as readable from pg_class c
@@ -68,6 +68,8 @@ reset session authorization;
 
 -- What was granted once is looked at again each time.
 grant select on note to regress_sidecar;
+call settle();
+select position from shapefeed._pin(:'definition') \gset
 set session authorization regress_sidecar;
 select shapefeed._define('{public,note}', null, null, null, 'default', 'full', null) as its_own \gset
 select shapefeed._snapshot(:'its_own', :position, 1000) is not null as read limit 1;
@@ -82,6 +84,7 @@ select ids, kind, message from shapefeed._feed(1000) where kind <> 'upto';
 reset session authorization;
 
 -- Status, head, and waiting for it.
+call settle();
 select head > 0 as head, pending, lag, worker, worker_pid > 0 as pid, tracked_tables, disk_bytes > 0 as disk from shapefeed.status;
 select feed <> 0 as feed, head = (select head from shapefeed.status) as head, resting <= head as resting, in_recovery, preloaded from shapefeed._head();
 select preloaded, worker_pid > 0 as pid, head = (select head from shapefeed._head()) as head from shapefeed._server();

@@ -68,6 +68,7 @@ rollback;
 create role shape_reader;
 create role shape_stranger;
 grant select (id, owner) on project to shape_reader;
+call settle();
 set role shape_reader;
 select name, "where" from shapefeed.shapes order by name collate "C";
 select * from shapefeed.visible_rows(shape => 'Ünïcode ''n''') r order by r ->> 'id';

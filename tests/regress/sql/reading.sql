@@ -116,6 +116,8 @@ select shapefeed._detach('{7}');
 -- For people.
 create table note (id int primary key, body text, secret text);
 call shapefeed.track('note');
+create role regress_reader;
+grant select (id, body) on note to regress_reader;
 insert into note values (1, 'one', 's'), (2, 'two', 's');
 update note set body = 'zwei' where id = 2;
 call settle();
@@ -125,8 +127,6 @@ select * from shapefeed.visible_rows('note');
 select * from shapefeed.visible_rows('note', 'body = $1', '{one}', '{id}');
 select operation, key, value, old_value from shapefeed.changes('note', replica => 'full');
 select relation, operation, old, new from shapefeed.changes_decoded where relation = 'note'::regclass;
-create role regress_reader;
-grant select (id, body) on note to regress_reader;
 set role regress_reader;
 select * from shapefeed.visible_rows('note', columns => '{id,body}');
 select * from shapefeed.visible_rows('note');
