@@ -1,7 +1,7 @@
 /** The leader's side of tabs: what each of them follows and asks, until it says goodbye or is gone. */
 import { sendable, sharedChannel, tabChannel, tabLock } from './channel.js'
 import type { LeaderCalls, ToLeader, ToTab, ToTabs } from './channel.js'
-import type { Sync, Unsubscribe } from './types.js'
+import type { Sync, SyncStatus, Unsubscribe } from './types.js'
 
 /** How long tabs may think about a token before everything waits for the next try. */
 const tokenTimeoutMs = 5_000
@@ -21,7 +21,8 @@ export class TabHost {
   readonly #asked = new Map<string, (token: string | undefined) => void>()
   #sync: Sync | undefined
 
-  constructor(id: string) {
+  /** `leader`: the tab whose worker this is. */
+  constructor(id: string, private readonly leader: string) {
     this.#shared = new BroadcastChannel(sharedChannel(id))
     this.#shared.onmessage = ({ data }) => this.#take(data as ToLeader)
   }
@@ -66,7 +67,7 @@ export class TabHost {
 
   #serveTab(sync: Sync, tab: Tab, message: Exclude<ToLeader, { type: 'token' }>): void {
     if (message.type === 'hello') {
-      tab.channel.postMessage({ type: 'status', status: sync.status() } satisfies ToTab)
+      this.#tellStatus(tab.channel, message.tab, sync.status())
     } else if (message.type === 'call') {
       void this.#call(sync, tab, message)
     } else if (message.type === 'release' || message.type === 'endQuery') {
@@ -79,12 +80,16 @@ export class TabHost {
 
   #join(sync: Sync, name: string): Tab {
     const channel = new BroadcastChannel(tabChannel(name))
-    const endStatus = sync.subscribe((status) => channel.postMessage({ type: 'status', status } satisfies ToTab))
+    const endStatus = sync.subscribe((status) => this.#tellStatus(channel, name, status))
     const tab: Tab = { channel, endings: new Map(), endStatus }
     this.#tabs.set(name, tab)
     // It is ours when the tab is no more.
     void navigator.locks.request(tabLock(name), () => this.#leave(name))
     return tab
+  }
+
+  #tellStatus(channel: BroadcastChannel, tab: string, status: SyncStatus): void {
+    channel.postMessage({ type: 'status', status: { ...status, leader: tab === this.leader } } satisfies ToTab)
   }
 
   #leave(name: string): void {

@@ -10,8 +10,8 @@ import type { WorkerMeta } from './worker.js'
 
 /** Options of `connectSync`. */
 export interface ConnectOptions extends Pick<SyncOptions, 'url' | 'userId' | 'getToken' | 'params'> {
-  /** A new worker whose file calls `serveSync`. */
-  worker: Worker
+  /** Makes a worker whose file calls `serveSync`: `() => new Worker(new URL('./sync.worker.ts', import.meta.url), { type: 'module' })`. */
+  worker: () => Worker
 }
 
 type Query = { sql: string; params: unknown[] | undefined; callback: (rows: never[]) => void; onError: (error: Error) => void }
@@ -20,13 +20,15 @@ type Query = { sql: string; params: unknown[] | undefined; callback: (rows: neve
  * Connects a page to the database of its user, which the tabs of a browser share. Resolves when the database is open; rejects
  * when it cannot be opened.
  */
-export async function connectSync({ worker, getToken, ...rest }: ConnectOptions): Promise<Sync> {
+export async function connectSync({ worker: makeWorker, getToken, ...rest }: ConnectOptions): Promise<Sync> {
   const id = databaseName(rest.url, rest.userId)
   const tab = new TabSync(id, getToken)
-  await tab.hold()
-  const meta: WorkerMeta = { id, ...rest }
+  const meta: WorkerMeta = { id, tab: tab.name, ...rest }
+  const worker = makeWorker()
+  // Nothing may come between the two: the worker says once that it is there, and only who listens then hears it.
   const connected = PGliteWorker.create(worker, { id, meta, extensions: { live } })
   try {
+    await tab.hold()
     const pglite = await Promise.race([connected, tab.failed])
     // Until somebody asks the database, nothing tells that it is open.
     await Promise.race([pglite.query('select 1'), tab.failed])
@@ -46,7 +48,7 @@ function databaseName(url: string, userId: string): string {
 
 class TabSync implements Sync {
   readonly failed: Promise<never>
-  readonly #tab = crypto.randomUUID()
+  readonly name = crypto.randomUUID()
   readonly #shared: BroadcastChannel
   readonly #own: BroadcastChannel
   readonly #shapes = new Map<number, TabShape>()
@@ -61,7 +63,7 @@ class TabSync implements Sync {
 
   constructor(id: string, private readonly getToken: SyncOptions['getToken']) {
     this.#shared = new BroadcastChannel(sharedChannel(id))
-    this.#own = new BroadcastChannel(tabChannel(this.#tab))
+    this.#own = new BroadcastChannel(tabChannel(this.name))
     this.failed = new Promise((_, reject) => {
       this.#shared.onmessage = ({ data }) => this.#takeShared(data as ToTabs, reject)
     })
@@ -72,7 +74,7 @@ class TabSync implements Sync {
   /** Takes the lock by which the leader sees that this tab lives. */
   hold(): Promise<void> {
     return new Promise((held) => {
-      void navigator.locks.request(tabLock(this.#tab), () => new Promise<void>((release) => {
+      void navigator.locks.request(tabLock(this.name), () => new Promise<void>((release) => {
         this.#release = release
         held()
       }))
@@ -82,7 +84,6 @@ class TabSync implements Sync {
   use(pglite: PGliteWorker & LivePGlite, worker: Worker): void {
     this.#pglite = pglite
     this.#worker = worker
-    pglite.onLeaderChange(() => this.#setStatus({ ...this.#status, leader: pglite.isLeader }))
     addEventListener('online', this.#wakeUp)
     document.addEventListener('visibilitychange', this.#wakeUp)
     this.#introduce()
@@ -90,9 +91,9 @@ class TabSync implements Sync {
 
   /** Says all that this tab wants; to a new leader, or to one that may have heard it. */
   #introduce(): void {
-    this.#send({ type: 'hello', tab: this.#tab })
-    for (const [ref, { definition }] of this.#shapes) this.#send({ type: 'follow', tab: this.#tab, ref, definition })
-    for (const [ref, { sql, params }] of this.#queries) this.#send({ type: 'query', tab: this.#tab, ref, sql, params })
+    this.#send({ type: 'hello', tab: this.name })
+    for (const [ref, { definition }] of this.#shapes) this.#send({ type: 'follow', tab: this.name, ref, definition })
+    for (const [ref, { sql, params }] of this.#queries) this.#send({ type: 'query', tab: this.name, ref, sql, params })
     for (const { message } of this.#calls.values()) this.#send(message)
   }
 
@@ -115,7 +116,7 @@ class TabSync implements Sync {
   }
 
   #takeOwn(message: ToTab): void {
-    if (message.type === 'status') this.#setStatus({ ...message.status, leader: this.#pglite?.isLeader ?? false })
+    if (message.type === 'status') this.#setStatus(message.status)
     else if (message.type === 'shape') this.#shapes.get(message.ref)?.set(message.status)
     else if (message.type === 'rows') this.#queries.get(message.ref)?.callback(message.rows as never[])
     else if (message.type === 'queryError') this.#queries.get(message.ref)?.onError(received(message.error))
@@ -160,10 +161,10 @@ class TabSync implements Sync {
     const ref = ++this.#refs
     const shape = new TabShape(definition, () => {
       this.#shapes.delete(ref)
-      this.#send({ type: 'release', tab: this.#tab, ref })
+      this.#send({ type: 'release', tab: this.name, ref })
     })
     this.#shapes.set(ref, shape)
-    this.#send({ type: 'follow', tab: this.#tab, ref, definition: structuredClone(definition) })
+    this.#send({ type: 'follow', tab: this.name, ref, definition: structuredClone(definition) })
     return shape
   }
 
@@ -171,9 +172,9 @@ class TabSync implements Sync {
     onError: (error: Error) => void = console.error): Promise<Unsubscribe> {
     const ref = ++this.#refs
     this.#queries.set(ref, { sql, params, callback: callback as Query['callback'], onError })
-    this.#send({ type: 'query', tab: this.#tab, ref, sql, params })
+    this.#send({ type: 'query', tab: this.name, ref, sql, params })
     return async () => {
-      if (this.#queries.delete(ref)) this.#send({ type: 'endQuery', tab: this.#tab, ref })
+      if (this.#queries.delete(ref)) this.#send({ type: 'endQuery', tab: this.name, ref })
     }
   }
 
@@ -188,7 +189,7 @@ class TabSync implements Sync {
 
   #call<M extends keyof LeaderCalls>(method: M, ...args: Parameters<LeaderCalls[M]>): Promise<Awaited<ReturnType<LeaderCalls[M]>>> {
     const ref = ++this.#refs
-    const message: ToLeader = { type: 'call', tab: this.#tab, ref, method, args }
+    const message: ToLeader = { type: 'call', tab: this.name, ref, method, args }
     return new Promise((resolve, reject) => {
       this.#calls.set(ref, { message, resolve, reject })
       this.#send(message)

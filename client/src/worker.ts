@@ -18,6 +18,8 @@ export interface WorkerOptions {
 /** What a tab sends along. */
 export interface WorkerMeta {
   id: string
+  /** Its name. */
+  tab: string
   url: string
   userId: string
   params?: Readonly<Record<string, string>>
@@ -33,8 +35,8 @@ const newDatabase = new URL('./pgdata.tar.gz', import.meta.url)
 export function serveSync(options: WorkerOptions = {}): void {
   void worker({
     init: async ({ meta }) => {
-      const { id, ...rest } = meta as WorkerMeta
-      const host = new TabHost(id)
+      const { id, tab, ...rest } = meta as WorkerMeta
+      const host = new TabHost(id, tab)
       try {
         const pglite = await openDatabase(id)
         const sync = await createSync({ ...options, ...rest, pglite, getToken: (refused) => host.askToken(refused) } satisfies SyncOptions)

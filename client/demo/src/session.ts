@@ -34,7 +34,7 @@ export function signOut(): void {
 
 export async function connect({ id, token }: User): Promise<Sync> {
   await navigator.storage?.persist?.()
-  const worker = new Worker(new URL('./sync.worker.ts', import.meta.url), { type: 'module' })
+  const worker = () => new Worker(new URL('./sync.worker.ts', import.meta.url), { type: 'module' })
   return connectSync({ worker, url: location.origin, userId: String(id), getToken: (refused) => (refused === undefined ? token : newToken(id, refused)) })
 }
 
