@@ -43,9 +43,9 @@ export function prepareTable(pglite: PGlite, stream: number, relation: [schema: 
   })
 }
 
-/** The server's columns with local types; a type that is not known here is text. */
+/** The server's columns with local types; a type that is not known here is text, in an array as well. */
 async function columnsOf(tx: Transaction, schema: ServerSchema): Promise<Column[]> {
-  const { rows } = await tx.query<Column>(`select name, coalesce(format_type(to_regtype(type), -1), 'text') as type
+  const { rows } = await tx.query<Column>(`select name, coalesce(format_type(to_regtype(type), -1), case when type like '%[]' then 'text[]' else 'text' end) as type
     from unnest($1::text[], $2::text[]) with ordinality c(name, type, at) order by at`,
   [Object.keys(schema), Object.values(schema).map(({ type, dims }) => (dims ? `${type}[]` : type))])
   return rows
@@ -69,15 +69,20 @@ async function follow(tx: Transaction, { relation, columns }: Omit<Table, 'gener
   }
 }
 
-/** By way of a new column: a live query's view keeps the old one from being altered. What cannot be read as the new type is null. */
+/**
+ * By way of a new column: a live query's view keeps the old one from being altered, and goes with it. Live queries hear of the new table,
+ * not of the rows: they would look at what is gone. What cannot be read as the new type is null.
+ */
 async function retype(tx: Transaction, relation: string, name: string, type: string): Promise<void> {
   const column = quote(name)
   const made = quote(`${name} as ${type}`)
   await tx.exec(`
+    set local session_replication_role = replica;
     alter table ${relation} add column ${made} ${type};
     update ${relation} set ${made} = ${column}::text::${type} where pg_input_is_valid(${column}::text, ${literal(type)});
     alter table ${relation} drop column ${column} cascade;
-    alter table ${relation} rename column ${made} to ${column};`)
+    alter table ${relation} rename column ${made} to ${column};
+    set local session_replication_role = origin;`)
 }
 
 /** Writes a table down with its functions. True if it is new or has changed. */

@@ -1,0 +1,62 @@
+// Tables change, on the server and in the application: columns come, go and get other types; what is not sent yet stays.
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { served } from '../lib/index.mjs'
+import { openClient } from './lib/client.mjs'
+import { refusal } from './lib/line.mjs'
+
+const site = served({
+  schema: `create table notes (id int primary key, text text, n text);
+    insert into notes select i, 'note ' || i, i::text from generate_series(1, 5) i;
+    call shapefeed.track('notes'); call shapefeed.allow_writes('notes')`,
+})
+
+test('a table follows the server, live queries follow the table, and what is not sent yet stays', async () => {
+  const client = await openClient(site)
+  const handle = await client.follow({ table: 'notes' })
+  let seen
+  const stop = await client.sync.live('select * from notes order by id', [], (rows) => { seen = rows })
+  client.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+  await client.query(`update notes set text = 'mine' where id = 1`)
+  await client.query(`insert into notes (id, text) values (6, 'new')`)
+  await site.sql(`alter table notes add column added int default 7; alter table notes alter column n type int using n::int; update notes set n = n + 1`)
+  await client.until(() => seen.length === 6 && seen[1].added === 7 && seen[1].n === 3, () => JSON.stringify(seen))
+  assert.equal(seen[0].text, 'mine')
+  await site.sql('alter table notes drop column added; update notes set n = n + 1')
+  await client.until(() => seen[1].n === 4)
+  client.line.interfere()
+  client.sync.wake()
+  await client.settled()
+  assert.equal(await site.client.query('select text from notes where id = 1').then(({ rows }) => rows[0].text), 'mine')
+  await client.until(async () => (await client.one('select count(*)::int from notes where n is not null')) === 5)
+  assert.deepEqual([handle.status, handle.error, client.errors], ['live', undefined, []])
+  await stop()
+  await client.close()
+})
+
+test("the application's own schema: columns that it has not are ignored and told; a newer version gets them", async () => {
+  const first = { version: 1, sql: 'create table notes (id int primary key, text text); create view short as select id, left(text, 3) as start from notes' }
+  let client = await openClient(site, { schema: first })
+  let handle = await client.follow({ table: 'notes' })
+  assert.deepEqual(handle.unknownColumns, ['n'])
+  assert.equal(await client.one('select start from short where id = 2'), 'not')
+  await client.query(`update notes set text = 'from version 1' where id = 3`)
+  await client.settled()
+  client.line.cut()
+  await client.query(`update notes set text = 'not sent by version 1' where id = 4`)
+  client = await client.reload({ schema: { version: 2, sql: 'alter table notes add column n int' } })
+  assert.equal(await client.one('select text from notes where id = 4'), 'not sent by version 1')
+  handle = await client.follow({ table: 'notes' })
+  assert.equal(handle.unknownColumns, undefined)
+  await client.settled()
+  await client.equals('notes')
+  await client.close()
+})
+
+test('a shape of a table that the local database cannot have says so', async () => {
+  const client = await openClient(site, { schema: { version: 1, sql: 'create table notes (id int, text text primary key)' } })
+  const handle = client.sync.shape({ table: 'notes' })
+  await client.until(() => handle.error !== undefined)
+  assert.match(handle.error.message, /primary key of notes/)
+  await client.close()
+})
