@@ -76,3 +76,17 @@ test('what is asked for without a token is cached for all who have none', async 
   await waitFor(() => nginx.accessLog().includes(' HIT'), { what: 'the second is from the cache' })
   assert.match(ok(await get(as(1))).cacheControl, /^private/)
 })
+
+test('writes pass, with who makes them, and none is answered from the cache', async () => {
+  await site.sql("grant insert on news to app; call shapefeed.allow_writes('news')")
+  const { nginx } = await cache()
+  const body = (seq) => JSON.stringify({ client_id: '0b4f2c7e-5f0e-4a55-9a52-7a0f4a3f6f01', transactions: [{ seq, operations: [{ operation: 'insert', table: 'news', value: { id: `${seq + 1}` } }] }] })
+  const send = async (seq) => {
+    const answer = await fetch(`${nginx.url}/v1/write`, { method: 'POST', headers: { ...as(1), 'content-type': 'application/json' }, body: body(seq) })
+    const text = await answer.text()
+    assert.equal(answer.status, 200, text)
+    return JSON.parse(text).results[0].status
+  }
+  assert.deepEqual([await send(1), await send(2), await send(1)], ['applied', 'applied', 'applied'])
+  assert.equal(await site.sql('select count(*) from news'), '3')
+})
