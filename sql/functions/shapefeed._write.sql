@@ -24,18 +24,20 @@ create function shapefeed._reject(client uuid, seq int8, rejection jsonb, role t
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', '_reject_wrapper';
 
--- Positions of committed transactions, of those that have one. What is gone from the log has one of before the newest batch,
--- which is as good: who has seen everything up to there has seen it.
-create function shapefeed._positions(xids xid8[], out xid xid8, out "position" int8) returns setof record
-  language plpgsql stable security definer set search_path = '' as $$
+-- Positions of transactions: null of one that has none yet. What is gone from the log has that of the newest batch, which is
+-- as good: who has seen everything up to there has seen it. `head`: that of the newest batch, at the same moment. The log's tables
+-- are never analyzed: their indexes are to be used however small they were when it was planned.
+create function shapefeed._positions(xids xid8[], out xid xid8, out "position" int8, out head int8) returns setof record
+  language plpgsql stable security definer
+  set search_path = '' set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
   return query
-    select x.xid, coalesce(c.position, n.position)
+    select x.xid,
+           coalesce(c.position, case when pg_catalog.pg_visible_in_snapshot(x.xid, n.snapshot) then n.position end),
+           n.position
     from unnest(xids) x (xid)
     left join shapefeed.commit c on c.xid = x.xid
-    left join (select b.position, b.snapshot from shapefeed.batch b order by b.position desc limit 1) n
-      on pg_catalog.pg_visible_in_snapshot(x.xid, n.snapshot)
-    where coalesce(c.position, n.position) is not null;
+    left join (select b.position, b.snapshot from shapefeed.batch b order by b.position desc limit 1) n on true;
 end $$;
 
 -- Forgets what nobody asks for any more: applied transactions from before the log's retention, and clients that have not

@@ -1,11 +1,24 @@
 //! Statements that are made for a client's operation: run as the current user, their values parsed by the types' own input
 //! functions.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CString;
+use std::rc::Rc;
 
 use pgrx::Spi;
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::pg_sys::{self, Datum, Oid, PgOid};
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiResult, SpiTupleTable};
+
+/// Plans that are kept at most.
+const KEPT: usize = 500;
+
+type Plans = HashMap<(String, Vec<Oid>), Rc<OwnedPreparedStatement>>;
+
+thread_local! {
+    static PLANS: RefCell<Plans> = RefCell::default();
+}
 
 /// A value for `$1`, `$2` …
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +32,41 @@ pub struct Value<'a> {
 /// Runs a statement and returns how many rows it has touched or found.
 pub fn run(sql: &str, values: &[Value<'_>]) -> usize {
     let arguments: Vec<DatumWithOid<'_>> = values.iter().map(argument).collect();
-    let rows =
-        Spi::connect_mut(|client| client.update(sql, None, &arguments).map(|rows| rows.len()));
-    rows.expect("a statement that succeeds has a count")
+    execute(sql, &arguments, |rows| Ok(rows.len()))
+}
+
+/// Runs a statement, whose plan is kept, and reads what it gives. Raises what is wrong with it.
+pub fn execute<T>(
+    sql: &str,
+    arguments: &[DatumWithOid<'_>],
+    read: impl FnOnce(SpiTupleTable<'_>) -> SpiResult<T>,
+) -> T {
+    let result = Spi::connect_mut(|client| {
+        let plan = planned(client, sql, arguments)?;
+        read(client.update(&*plan, None, arguments)?)
+    });
+    result.expect("what Postgres finds wrong it raises")
+}
+
+fn planned(
+    client: &SpiClient<'_>,
+    sql: &str,
+    arguments: &[DatumWithOid<'_>],
+) -> SpiResult<Rc<OwnedPreparedStatement>> {
+    let types: Vec<Oid> = arguments.iter().map(DatumWithOid::oid).collect();
+    let key = (sql.to_owned(), types);
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&key).cloned()) {
+        return Ok(plan);
+    }
+    let types: Vec<PgOid> = key.1.iter().map(|oid| PgOid::from(*oid)).collect();
+    let plan = Rc::new(client.prepare_mut(sql, &types)?.keep());
+    PLANS.with_borrow_mut(|plans| {
+        if plans.len() >= KEPT {
+            plans.clear();
+        }
+        plans.insert(key, plan.clone());
+    });
+    Ok(plan)
 }
 
 fn argument<'a>(value: &Value<'_>) -> DatumWithOid<'a> {

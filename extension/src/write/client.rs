@@ -1,10 +1,11 @@
 //! What is known of a client's transactions: `shapefeed.write_client` and `shapefeed.write_result`. With the owner's rights.
 
 use pgrx::datum::{JsonB, Uuid};
-use pgrx::{Spi, spi};
+use pgrx::spi;
 use serde_json::Value;
 
 use super::Caller;
+use crate::pg::statement::execute;
 
 /// A transaction of a client, by its number.
 #[derive(Clone, Copy)]
@@ -48,7 +49,7 @@ pub fn begin(transaction: Transaction, caller: &Caller) -> Begun {
             caller.role.as_str().into(),
             caller.subject.clone().into(),
         ];
-        Spi::run_with_args(insert, &values).expect("table write_client takes the row");
+        execute(insert, &values, |_| Ok(()));
         found = hold(client, caller);
     }
     match found {
@@ -69,30 +70,27 @@ fn hold(client: Uuid, caller: &Caller) -> Option<(bool, i64)> {
         caller.role.as_str().into(),
         caller.subject.clone().into(),
     ];
-    let row = Spi::connect_mut(|spi| {
-        let rows = spi.update(select, Some(1), &values)?;
+    execute(select, &values, |rows| {
         if rows.is_empty() {
             return Ok(None);
         }
         let row = rows.first();
         Ok::<_, spi::Error>(row.get::<bool>(1)?.zip(row.get::<i64>(2)?))
-    });
-    row.expect("table write_client can be read")
+    })
 }
 
 /// What became of a transaction that is done.
 pub fn outcome(Transaction { client, seq }: Transaction) -> Outcome {
     let select =
         "select xid::text, rejection from shapefeed.write_result where client = $1 and seq = $2";
-    let row = Spi::connect(|spi| {
-        let rows = spi.select(select, Some(1), &[client.into(), seq.into()])?;
+    let row = execute(select, &[client.into(), seq.into()], |rows| {
         if rows.is_empty() {
             return Ok((None, None));
         }
         let row = rows.first();
         Ok::<_, spi::Error>((row.get::<String>(1)?, row.get::<JsonB>(2)?))
     });
-    match row.expect("table write_result can be read") {
+    match row {
         (_, Some(rejection)) => Outcome::Rejected(rejection.0),
         (xid, None) => Outcome::Applied(xid),
     }
@@ -108,6 +106,6 @@ pub fn record(Transaction { client, seq }: Transaction, rejection: Option<Value>
                   update shapefeed.write_client c set last_seq = $2, used_at = now() from recorded r
                   where c.id = $1 returning r.xid::text";
     let values = [client.into(), seq.into(), rejection.map(JsonB).into()];
-    let xid = Spi::get_one_with_args::<String>(record, &values);
-    xid.ok().flatten().expect("the client's row is there")
+    let xid = execute(record, &values, |rows| rows.first().get_one::<String>());
+    xid.expect("the client's row is there")
 }

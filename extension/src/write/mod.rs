@@ -23,12 +23,13 @@ use self::client::{Begun, Outcome, Transaction};
 use self::operation::{Kind, Operation, Refusal};
 use self::statement::{Maker, Statement};
 use self::target::Target;
-use crate::capture::{self, tracked::as_owner};
+use crate::capture;
 use crate::error::{Error, OrRaise};
 use crate::pg::attempt::attempt_writing;
 use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::role::{self, AsRole};
-use crate::pg::{statement::run, table, xact};
+use crate::pg::statement::{execute, run};
+use crate::pg::{owner, table, xact};
 use crate::shape::define::read_settings;
 
 /// Who writes.
@@ -53,6 +54,13 @@ impl Caller {
             settings,
         }
     }
+}
+
+/// Runs `f` with the rights of the extension's owner.
+fn as_owner<T>(f: impl FnOnce() -> T) -> T {
+    let query = "select e.extowner from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'shapefeed'";
+    let found = execute(query, &[], |rows| rows.first().get_one::<Oid>());
+    owner::run_as(found.expect("its function runs").to_u32(), f)
 }
 
 /// `shapefeed._write`: does a client's transaction, once.
@@ -178,7 +186,7 @@ struct Work {
     /// The operation that is being done.
     at: Option<usize>,
     /// Tables that it writes, and what clients may do there.
-    targets: HashMap<u32, (Rc<Target>, Vec<String>)>,
+    targets: HashMap<u32, (Rc<Target>, Rc<[String]>)>,
 }
 
 impl Work {
@@ -236,26 +244,30 @@ impl Work {
             let message = format!("relation \"{schema}.{name}\" does not exist");
             return Err(Refusal::new("42P01", message, ""));
         };
-        if !self.targets.contains_key(&relid) {
-            let operations = as_owner(|| opened::operations(relid));
-            let _locked =
-                Relation::open(relid.into(), Lock::RowExclusive).filter(|_| !operations.is_empty());
-            let target = _locked.and_then(|_| target::find(relid));
-            let target = target.filter(|target| target.is_table);
-            self.targets.insert(
-                relid,
-                (
-                    target.ok_or_else(|| closed(relid, operation.kind))?,
-                    operations,
-                ),
-            );
-        }
-        let (target, operations) = &self.targets[&relid];
+        let (target, operations) = match self.targets.get(&relid) {
+            Some(known) => known.clone(),
+            None => {
+                let found = open_target(relid).ok_or_else(|| closed(relid, operation.kind))?;
+                self.targets.insert(relid, found.clone());
+                found
+            }
+        };
         if !operations.iter().any(|it| it == operation.kind.as_str()) {
             return Err(closed(relid, operation.kind));
         }
-        Ok(target.clone())
+        Ok(target)
     }
+}
+
+/// A table that is open for something, locked as for writing.
+fn open_target(relid: u32) -> Option<(Rc<Target>, Rc<[String]>)> {
+    let operations = as_owner(|| opened::operations(relid));
+    if operations.is_empty() {
+        return None;
+    }
+    let _locked = Relation::open(relid.into(), Lock::RowExclusive)?;
+    let target = target::find(relid).filter(|target| target.is_table)?;
+    Some((target, operations.into()))
 }
 
 fn closed(relid: u32, kind: Kind) -> Refusal {

@@ -5,16 +5,24 @@ use pgrx::Spi;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 
-use crate::capture::tracked::{as_owner, read_one};
+use crate::capture::tracked::as_owner;
 use crate::error::{Error, OrRaise, Result};
 use crate::pg::owner::owns_relation;
 use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::statement::execute;
 use crate::pg::xact;
 
 /// Operations that clients may do on a table. Call it with the owner's rights.
 pub fn operations(relid: u32) -> Vec<String> {
     let query = "select operations from shapefeed.writable where relid = $1::oid";
-    read_one(query, &[Oid::from_u32(relid).into()]).unwrap_or_default()
+    execute(query, &[Oid::from_u32(relid).into()], |rows| {
+        let found = if rows.is_empty() {
+            None
+        } else {
+            rows.first().get_one()?
+        };
+        Ok(found.unwrap_or_default())
+    })
 }
 
 fn check(relid: Oid) -> Result<()> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use serde_json::value::RawValue;
-pub use tokio_postgres::Client;
+use tokio_postgres::Client;
 use tokio_postgres::types::Json as AsJson;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -19,7 +19,7 @@ pub use session::{
     FeedRow, attach, attach_at, detach, feed, prepare_feed, prepare_wait, refuse_pooler, retain,
     sequence, wait,
 };
-pub use writes::{Writing, Written, positions};
+pub use writes::{Writing, Written, positions, prepare_positions};
 
 use crate::config::Config;
 use crate::definition::Definition;

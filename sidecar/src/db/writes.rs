@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Json as AsJson, ToSql};
+use tokio_postgres::{Client, Statement};
 
 use super::{Asking, Db};
 use crate::error::Error;
@@ -197,17 +197,27 @@ async fn ask(
     Ok(answer)
 }
 
-/// Positions of transactions, of those that have one.
-pub async fn positions(client: &Client, xids: &[u64]) -> Result<Vec<(u64, i64)>, Error> {
+/// The statement of [`positions`], prepared once per session.
+pub async fn prepare_positions(client: &Client) -> Result<Statement, Error> {
+    let sql = "select xid::text, position, head from shapefeed._positions($1::text[]::xid8[])";
+    Ok(client.prepare(sql).await?)
+}
+
+/// Positions of transactions, of those that have one, and where the log ended then.
+pub async fn positions(
+    client: &Client,
+    statement: &Statement,
+    xids: &[u64],
+) -> Result<(Vec<(u64, i64)>, i64), Error> {
     let xids: Vec<String> = xids.iter().map(u64::to_string).collect();
-    let sql = "select xid::text, position from shapefeed._positions($1::text[]::xid8[])";
-    let statement = client.prepare(sql).await?;
-    let rows = client.query(&statement, &[&xids]).await?;
-    let one = |row: tokio_postgres::Row| {
+    let (mut found, mut head) = (Vec::new(), 0);
+    for row in client.query(statement, &[&xids]).await? {
         let xid: &str = row.try_get(0)?;
-        Ok((xid.parse().unwrap_or_default(), row.try_get(1)?))
-    };
-    rows.into_iter().map(one).collect()
+        let position: Option<i64> = row.try_get(1)?;
+        found.extend(xid.parse().ok().zip(position));
+        head = row.try_get::<_, Option<i64>>(2)?.unwrap_or(0);
+    }
+    Ok((found, head))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio_postgres::{Client, Statement};
 
 use crate::app::App;
-use crate::db::{Client, positions, prepare_wait, read_head, wait};
+use crate::db::{positions, prepare_positions, prepare_wait, wait};
 use crate::error::Error;
 
 /// How long one call sleeps.
@@ -67,14 +68,15 @@ async fn answer_all(
     waiting: &mut Waiting,
 ) -> Result<(), Error> {
     let client = app.db.connect().await?;
-    let sleep = prepare_wait(&client).await?;
+    let (sleep, ask) = (
+        prepare_wait(&client).await?,
+        prepare_positions(&client).await?,
+    );
     loop {
         while let Ok(more) = wanted.try_recv() {
             add(waiting, more);
         }
-        // Read before the positions are: what comes later ends the sleep.
-        let head = read_head(&client).await?.head.unwrap_or(0);
-        answer(&client, waiting).await?;
+        let head = answer(&client, &ask, waiting).await?;
         if waiting.is_empty() {
             match wanted.recv().await {
                 Some(more) => add(waiting, more),
@@ -86,17 +88,19 @@ async fn answer_all(
     }
 }
 
-async fn answer(client: &Client, waiting: &mut Waiting) -> Result<(), Error> {
+/// Answers those whose transactions have positions by now. Returns where the log ended: what comes later ends the sleep.
+async fn answer(client: &Client, ask: &Statement, waiting: &mut Waiting) -> Result<i64, Error> {
     waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
     if waiting.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let xids: Vec<u64> = waiting.keys().copied().collect();
-    for (xid, position) in positions(client, &xids).await? {
+    let (found, head) = positions(client, ask, &xids).await?;
+    for (xid, position) in found {
         for answer in waiting.remove(&xid).unwrap_or_default() {
             // Who asked may have gone.
             let _ = answer.send(position);
         }
     }
-    Ok(())
+    Ok(head)
 }
