@@ -72,10 +72,12 @@ test('the server is busy, away or does not know the client: it goes on when it c
   await equal(a, b)
   a.line.interfere()
   assert.ok(Date.now() - at >= 1000, 'as late as it was told')
-  await site.sql('delete from shapefeed.write_result; delete from shapefeed.write_client') // as after a restore
+  const id = await a.one('select client_id from sync.meta')
+  await site.sql('delete from shapefeed.write_result; delete from shapefeed.write_client') // as after a restore, or 90 days
   await a.query(`update todos set body = 'again' where id = 1200`)
   await equal(a, b)
   assert.equal(await site.one('select body from todos where id = 1200'), 'again')
+  assert.notEqual(await a.one('select client_id from sync.meta'), id)
 })
 
 test('a database that is older than what it has sent goes on behind it', async () => {
