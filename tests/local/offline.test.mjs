@@ -101,6 +101,25 @@ test('a transaction without any visible change is confirmed as well', async () =
   await equal(a, b)
 })
 
+test('what the server has taken stays as it was written here until its shape brings it', async () => {
+  a.line.cut()
+  a.line.interfere(({ path }) => (path === '/v1/shape' ? refusal(503) : undefined))
+  a.line.join()
+  let seen = []
+  const stop = await a.sync.live('select title from todos where id = 22', [], (rows) => seen.push(rows[0]?.title))
+  await a.query(`update todos set title = 'taken' where id = 22`)
+  await a.sync.sent()
+  assert.equal(await site.one('select title from todos where id = 22'), 'taken')
+  assert.deepEqual(await a.query('select t.title, s.server ->> \'title\' as server from todos t, sync.shadow s where t.id = 22'), [{ title: 'taken', server: 'todo 22' }])
+  a.line.interfere()
+  a.sync.wake()
+  await equal(a, b)
+  await stop()
+  assert.deepEqual(new Set(seen), new Set(['todo 22', 'taken']))
+  seen = seen.slice(seen.indexOf('taken'))
+  assert.ok(!seen.includes('todo 22'), 'never back')
+})
+
 test('a token that is refused is replaced, and nothing is fetched again', async () => {
   let good = true
   const asked = []

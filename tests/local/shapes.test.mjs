@@ -36,6 +36,35 @@ test('a row of two shapes stays until both have lost it, and is as new as the ne
   assert.equal(await count('todos'), 0)
 })
 
+test('a shape that is behind does not bring back what another one has replaced', async () => {
+  const shapes = [{ table: 'todos', where: 'list = 1' }, { table: 'todos', where: 'id <= 30' }]
+  const handles = []
+  for (const shape of shapes) handles.push(await a.follow(shape))
+  let release
+  a.line.cut()
+  a.line.interfere(({ params }) => (params.get('where') === 'id <= 30' && params.get('live') ? () => new Promise((resolve) => { release = resolve }) : undefined))
+  a.line.join()
+  a.sync.wake()
+  const title = () => a.one('select title from todos where id = 27')
+  const position = () => a.one(`select position::text from sync.stream where definition ->> 'where' = 'id <= 30'`)
+  await a.until(() => a.line.requests.at(-1).params.get('live') && handles.every(({ status }) => status === 'live'))
+  for (const value of ['older', 'newer']) {
+    await site.sql(`update todos set title = '${value}' where id = 27`)
+    await a.until(async () => (await title()) === value)
+    if (value === 'older') await a.until(() => release !== undefined)
+  }
+  const before = await position()
+  await a.until(async () => {
+    release()
+    return (await position()) !== before
+  })
+  assert.equal(await title(), 'newer')
+  a.line.interfere()
+  release()
+  for (const handle of handles) handle.release()
+  for (const shape of shapes) await a.sync.forget(shape)
+})
+
 test('a shape that starts over is never seen with fewer rows, and keeps what is not sent yet', async () => {
   const handles = []
   for (const table of ['lists', 'members', 'todos']) handles.push(await a.follow({ table }))
