@@ -6,6 +6,7 @@ import { equal, lists } from './lib/site.mjs'
 
 let a
 const site = lists({
+  env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '20000' },
   ready: async () => {
     a = await site.open(1, { tables: [] })
   },
@@ -54,10 +55,8 @@ test('a shape that is behind does not bring back what another one has replaced',
     if (value === 'older') await a.until(() => release !== undefined)
   }
   const before = await position()
-  await a.until(async () => {
-    release()
-    return (await position()) !== before
-  })
+  release()
+  await a.until(async () => (await position()) !== before)
   assert.equal(await title(), 'newer')
   a.line.interfere()
   release()
