@@ -22,7 +22,7 @@ export class Line {
       const answer = await fetch(url, { ...init, signal })
       const body = await answer.arrayBuffer()
       request.bytes = body.byteLength
-      if (typeof instead === 'function') await instead()
+      if (typeof instead === 'function') await instead(Buffer.from(body).toString())
       if (instead === 'lost') throw new TypeError('the reply was lost')
       if (this.#isCut) throw new TypeError('the line is cut')
       const { status, headers } = answer
