@@ -38,7 +38,7 @@ export function serveSync(options: WorkerOptions = {}): void {
       const { id, tab, ...rest } = meta as WorkerMeta
       const host = new TabHost(id, tab)
       try {
-        const pglite = await openDatabase(id)
+        const pglite = await Promise.race([openDatabase(id), unhandled()])
         const sync = await createSync({ ...options, ...rest, pglite, getToken: (refused) => host.askToken(refused) } satisfies SyncOptions)
         addEventListener('online', () => sync.wake())
         host.serve(sync)
@@ -49,6 +49,13 @@ export function serveSync(options: WorkerOptions = {}): void {
       }
     },
   })
+}
+
+/** PGlite waits for ever for a file that cannot be loaded: that is told here alone. */
+function unhandled(): Promise<never> {
+  const failure = new Promise<never>((_, reject) => addEventListener('unhandledrejection', ({ reason }) => reject(reason), { once: true }))
+  failure.catch(() => {}) // the database may be open by then
+  return failure
 }
 
 /** Strictly durable in OPFS; where a worker cannot write there, in IndexedDB. */

@@ -293,10 +293,10 @@ impl Asked<'_> {
         handle: Handle,
         from: Place,
     ) -> Result<Answer, Error> {
-        let idle_etag = caching::etag(handle, &self.request.offset, &self.request.offset);
+        let idle_etag = || caching::etag(handle, &self.request.offset, &self.request.offset);
         let known = self
             .given
-            .is_some_and(|given| caching::none_match(given, &idle_etag));
+            .is_some_and(|given| caching::none_match(given, &idle_etag()));
         let deadline = if known { self.at } else { self.deadline() };
         let others = self.others().await?;
         let hold = Hold {

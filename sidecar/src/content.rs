@@ -12,13 +12,18 @@ use crate::spool::Chunk;
 /// Messages of the log above this are sent as they are, not copied.
 const COPIED_BYTES: usize = 32 << 10;
 
+/// Name and end of a body.
+pub type Identity = (Arc<str>, Box<[u8]>);
+
 /// A body.
 #[derive(Clone, Debug)]
 pub struct Content {
     before: Bytes,
     messages: Messages,
     after: Bytes,
-    identity: Option<Arc<str>>,
+    /// Bytes at the end that are no messages, whether or not they stand in `after`.
+    closing: usize,
+    name: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +35,7 @@ enum Messages {
 impl Content {
     /// Messages of the log.
     pub fn log(before: Bytes, messages: Bytes, after: Bytes) -> Self {
+        let closing = after.len();
         let (before, messages, after) = if messages.len() <= COPIED_BYTES {
             let whole = [before, messages, after].concat();
             (Bytes::new(), whole.into(), Bytes::new())
@@ -40,7 +46,8 @@ impl Content {
             before,
             messages: Messages::Log(messages),
             after,
-            identity: None,
+            closing,
+            name: None,
         }
     }
 
@@ -49,20 +56,25 @@ impl Content {
         Content {
             before,
             messages: Messages::Snapshot(chunk),
+            closing: after.len(),
             after,
-            identity: None,
+            name: None,
         }
     }
 
-    /// Names it: all bodies of this name have the same bytes.
-    pub fn known_as(mut self, identity: String) -> Self {
-        self.identity = Some(identity.into());
+    /// Names it: all bodies of this name that have the same end have the same bytes.
+    pub fn known_as(mut self, name: String) -> Self {
+        self.name = Some(name.into());
         self
     }
 
-    /// Its name, if others have the same.
-    pub fn identity(&self) -> Option<&Arc<str>> {
-        self.identity.as_ref()
+    /// What only bodies have that are of the same bytes; none if it has no name.
+    pub fn identity(&self) -> Option<Identity> {
+        let end = match &self.messages {
+            Messages::Log(whole) if self.after.is_empty() => &whole[whole.len() - self.closing..],
+            _ => &self.after[..],
+        };
+        Some((self.name.clone()?, end.into()))
     }
 
     /// Bytes of it.
@@ -125,6 +137,21 @@ mod tests {
                 .unwrap();
             assert_eq!(body.len(), size + 2);
             assert!(body.starts_with(b"[") && body.ends_with(b"]"));
+        }
+    }
+
+    #[test]
+    fn the_same_name_and_end_is_the_same_body() {
+        for size in [0, 10, COPIED_BYTES + 1] {
+            let identity = |end: &'static [u8]| {
+                let messages = Bytes::from(vec![b'x'; size]);
+                let content =
+                    Content::log(Bytes::from_static(b"["), messages, Bytes::from_static(end));
+                assert_eq!(content.identity(), None);
+                content.known_as("name".into()).identity().unwrap()
+            };
+            assert_eq!(identity(b",1]"), identity(b",1]"));
+            assert_ne!(identity(b",1]"), identity(b",2]"));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Handles (docs/protocol.md, "Handles"): `<hash of the definition>-<position of the snapshot>-<n>`.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// The name of one incarnation of a shape. `n` exists only to give a client that may not be answered with a handle
 /// (it has seen a 409 for it) another name for the same snapshot.
@@ -19,12 +20,11 @@ impl Handle {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '-');
         let (hash, pin, n) = (parts.next()?, parts.next()?, parts.next()?);
-        let handle = Handle {
-            hash: hash.parse().ok()?,
-            pin: pin.parse().ok()?,
-            n: n.parse().ok()?,
-        };
-        (handle.to_string() == text).then_some(handle)
+        Some(Handle {
+            hash: number(hash)?,
+            pin: number(pin)?,
+            n: number(n)?,
+        })
     }
 
     /// The first handle of a snapshot that is none of those refused: the counter only goes up.
@@ -38,9 +38,21 @@ impl Handle {
     }
 }
 
+/// A number as it is printed: digits alone, without zeros before them.
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    let printed = text == "0" || text.starts_with(|first: char| matches!(first, '1'..='9'));
+    printed.then(|| text.parse().ok()).flatten()
+}
+
 impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}-{}", self.hash, self.pin, self.n)
+        // Printed several times for each answer: not by way of the formatter's own numbers.
+        let mut digits = itoa::Buffer::new();
+        f.write_str(digits.format(self.hash))?;
+        f.write_str("-")?;
+        f.write_str(digits.format(self.pin))?;
+        f.write_str("-")?;
+        f.write_str(digits.format(self.n))
     }
 }
 
@@ -69,6 +81,9 @@ mod tests {
             "1-2-4294967296",
             "a-b-c",
             "1-2-3 ",
+            "1-2-03",
+            "1-2-+3",
+            "1-2-3\u{0661}",
         ] {
             assert_eq!(Handle::parse(text), None, "{text}");
         }

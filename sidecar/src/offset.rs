@@ -43,7 +43,10 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}", self.position, self.n())
+        let mut digits = itoa::Buffer::new();
+        f.write_str(digits.format(self.position))?;
+        f.write_str("_")?;
+        f.write_str(digits.format(self.n()))
     }
 }
 

@@ -1,7 +1,5 @@
 //! Names and texts that the wire format fixes: headers, control messages, the cursor.
 
-use std::fmt::Write;
-
 use serde_json::json;
 
 /// Response headers.
@@ -45,14 +43,12 @@ pub const SEPARATOR: &[u8] = b",\n";
 pub fn up_to_date(last_seen: i64, silent: &[u32]) -> String {
     let mut text = String::with_capacity(96 + 11 * silent.len());
     text.push_str(r#"{"headers":{"control":"up-to-date","global_last_seen_lsn":""#);
-    let mut put = |separator: &str, number: i64| {
-        text.push_str(separator);
-        write!(text, "{number}").expect("a string takes any text");
-    };
-    put("", last_seen);
+    let mut digits = itoa::Buffer::new();
+    text.push_str(digits.format(last_seen));
     let mut separator = r#"","txids":["#;
     for xid in silent {
-        put(separator, i64::from(*xid));
+        text.push_str(separator);
+        text.push_str(digits.format(*xid));
         separator = ",";
     }
     text.push_str(if silent.is_empty() { r#""}}"# } else { "]}}" });

@@ -89,6 +89,9 @@ fn pair(text: &str) -> (Cow<'_, str>, Value<'_>) {
 
 /// Nothing is copied of what stands there as it is meant.
 fn decode(text: &str) -> Value<'_> {
+    if !text.bytes().any(|byte| matches!(byte, b'%' | b'+' | 0)) {
+        return Ok(text.into());
+    }
     let decoded = if text.contains('+') {
         let spaced = text.replace('+', " ");
         let decoded = percent_decode_str(&spaced).decode_utf8();

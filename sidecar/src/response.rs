@@ -55,7 +55,8 @@ pub fn array(messages: Bytes, last: Option<String>) -> Content {
 
 /// What stands before and after the joined messages of an array.
 pub fn brackets(empty: bool, last: Option<String>) -> (Bytes, Bytes) {
-    let mut after = BytesMut::new();
+    let closing = SEPARATOR.len() + 1;
+    let mut after = BytesMut::with_capacity(last.as_ref().map_or(0, String::len) + closing);
     if let Some(last) = last {
         if !empty {
             after.extend_from_slice(SEPARATOR);
@@ -134,7 +135,10 @@ pub fn respond(
         packing.pack(answer.body)
     };
     // Of different bytes that mean the same, the etags are weak.
-    let etag = format!("{weak}{etag}");
+    let etag = match weak {
+        "" => etag,
+        weak => format!("{weak}{etag}"),
+    };
     let headers = response.headers_mut();
     // Grown once, not again and again.
     headers.reserve(HEADERS);
@@ -144,7 +148,8 @@ pub fn respond(
         header::CACHE_CONTROL,
         class(request).cache_control(config.ages()),
     );
-    headers.insert(header::ETAG, value(etag));
+    let etag = HeaderValue::try_from(etag).expect("etags are ASCII");
+    headers.insert(header::ETAG, etag);
     headers.insert(names::HANDLE, value(answer.handle));
     headers.insert(names::OFFSET, value(&answer.offset));
     headers.insert(

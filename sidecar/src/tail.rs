@@ -71,13 +71,12 @@ impl Operations {
         self.shared.silent.get_or_init(find)
     }
 
-    /// The same as an array, closed by up-to-date if `last_seen` says how far. `name` begins its identity.
+    /// The same as an array, closed by up-to-date if `last_seen` says how far. `name`: what all arrays of these messages have.
     pub fn array(&self, last_seen: Option<i64>, name: impl FnOnce() -> String) -> Content {
         let make = || {
             let silent = self.silent(Vec::new);
             let last = last_seen.map(|seen| protocol::up_to_date(seen, silent));
-            let identity = format!("{}:{}", name(), last.as_deref().unwrap_or(""));
-            array(self.messages.clone(), last).known_as(identity)
+            array(self.messages.clone(), last).known_as(name())
         };
         self.shared.array.get_or_init(make).clone()
     }
@@ -187,7 +186,8 @@ impl Tail {
 }
 
 fn join<'a>(entries: impl Iterator<Item = &'a Entry>, max_bytes: usize) -> Operations {
-    let mut messages = BytesMut::new();
+    let mut entries = entries.peekable();
+    let mut messages = BytesMut::with_capacity(entries.peek().map_or(0, |it| it.message.len()));
     let mut size = 0;
     let mut end = Place::after(0);
     let mut closed = false;

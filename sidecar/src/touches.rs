@@ -1,7 +1,7 @@
 //! Transactions that touched a table, whatever shapes saw of them: who waits for a transaction learns that it is there,
 //! also when it changed nothing that the shape shows (docs/protocol.md, "Transactions").
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 /// Transactions that an answer names at most: the newest.
@@ -45,20 +45,22 @@ impl Touches {
         but: &[i64],
     ) -> Vec<u32> {
         let tables = self.tables.lock().expect("no panic while held");
-        let of_table = |relid: u32| {
-            let newest = tables
-                .get(&relid)
-                .into_iter()
-                .flat_map(|it| it.iter().rev());
-            let within = newest
-                .skip_while(|(position, _)| *position > upto)
-                .take_while(|(position, _)| *position > after);
-            let silent = within.filter(|(position, _)| but.binary_search(position).is_err());
-            silent.take(NAMED).copied()
-        };
-        let found: BTreeMap<i64, u32> = relids.into_iter().flat_map(of_table).collect();
+        let mut found = Vec::with_capacity(NAMED + but.len());
+        for touches in relids.into_iter().filter_map(|relid| tables.get(&relid)) {
+            let upto = touches.partition_point(|(position, _)| *position <= upto);
+            let after = touches.partition_point(|(position, _)| *position <= after);
+            let first = after.max(upto.saturating_sub(NAMED + but.len()));
+            for touch in touches.range(first.min(upto)..upto) {
+                if but.binary_search(&touch.0).is_err() {
+                    found.push(*touch);
+                }
+            }
+        }
+        // A transaction may have touched several of the tables. Of one table alone they are in order already.
+        found.sort_unstable();
+        found.dedup();
         let surplus = found.len().saturating_sub(NAMED);
-        found.into_values().skip(surplus).collect()
+        found[surplus..].iter().map(|(_, xid)| *xid).collect()
     }
 }
 
@@ -87,6 +89,12 @@ mod tests {
             (newest.len(), newest[0], newest[NAMED - 1]),
             (NAMED, 2401, 2500)
         );
+        let but = touches.between([1], 0, 2500, &[2400, 2450]);
+        assert_eq!(
+            (but.len(), but[0], but.contains(&2450)),
+            (NAMED, 2399, false)
+        );
+        assert!(touches.between([1], 2500, 2400, &[]).is_empty());
         assert_eq!(touches.tables.lock().unwrap()[&1].len(), REMEMBERED);
     }
 }

@@ -8,13 +8,15 @@ import { startBenchCluster } from './lib/cluster.mjs'
 import { describeMachine, probeFsync } from './lib/machine.mjs'
 import { allFigures, failures, printTable } from './lib/report.mjs'
 import { membership } from './membership.mjs'
+import { rls } from './rls.mjs'
 import { routing } from './routing.mjs'
 import { serving } from './serving.mjs'
 import { snapshot } from './snapshot.mjs'
 import { sse } from './sse.mjs'
 import { transaction } from './transaction.mjs'
+import { write } from './write.mjs'
 
-const suites = { latency, snapshot, transaction, serving, sse, routing, membership, capture }
+const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])

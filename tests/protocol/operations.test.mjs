@@ -1,7 +1,7 @@
 // Operations as they are written: keys, values, and where in its transaction each is; the same by long-polling and by events.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { openEvents, served } from '../lib/index.mjs'
+import { openEvents, served, waitFor } from '../lib/index.mjs'
 
 const site = served({
   schema: `create table items (id int primary key, kind text, n int, note text); create table others (id int primary key, v text);
@@ -15,6 +15,8 @@ const written = ({ key, value, old_value: old, headers: { relation, txids, lsn, 
 async function told(params, sql, undo) {
   const all = []
   for (const events of [false, true]) {
+    // What was done before must not come as news.
+    await waitFor(async () => (await site.client.query('select pending from shapefeed.status')).rows[0].pending === '0', { what: 'all is sequenced' })
     const from = await site.api.follow(params)
     const before = from.seen.length
     let operations

@@ -25,7 +25,7 @@ const MOST_LOOKS: u32 = 5;
 const LEAST_BETWEEN_US: i64 = 5000;
 /// The same when more than so many commits come in a second: there the sequencer is in the writers' way, on their processors,
 /// and each step has a read of each feed after it, whose price is the same for a few commits as for twice as many.
-const LEAST_BETWEEN_BUSY_US: i64 = 10_000;
+const LEAST_BETWEEN_BUSY_US: i64 = 15_000;
 const BUSY_PER_S: i64 = 1000;
 
 /// Why a sequencer stops.

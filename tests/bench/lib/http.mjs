@@ -3,8 +3,9 @@ import http from 'node:http'
 import { nowMs } from './load.mjs'
 
 export class Connection {
-  constructor(base) {
+  constructor(base, headers = {}) {
     this.base = new URL(base)
+    this.headers = headers
     this.agent = new http.Agent({ keepAlive: true, maxSockets: 1 })
   }
 
@@ -42,8 +43,9 @@ export class Connection {
 
   send(method, path) {
     const { hostname, port } = this.base
+    const { agent, headers } = this
     return new Promise((resolve, reject) => {
-      http.request({ hostname, port, method, path, agent: this.agent }).once('response', resolve).once('error', reject).end()
+      http.request({ hostname, port, method, path, agent, headers }).once('response', resolve).once('error', reject).end()
     })
   }
 

@@ -10,21 +10,21 @@ const NOTHING = Buffer.alloc(0)
 const received = Buffer.allocUnsafe(256 << 10)
 
 export class RawConnection {
-  /** Resolves to a connected one. `base` is a URL. */
-  static connect(base) {
+  /** Resolves to a connected one. `base` is a URL; `lines`: headers of each request, each with its end. */
+  static connect(base, lines = '') {
     const { hostname, port } = new URL(base)
     return new Promise((resolve, reject) => {
       let connection
       const onread = { buffer: received, callback: (length, buffer) => connection.take(buffer.subarray(0, length)) }
       const socket = net.connect({ host: hostname, port: Number(port), noDelay: true, onread })
-      connection = new RawConnection(socket)
+      connection = new RawConnection(socket, lines)
       socket.once('error', reject).once('connect', () => resolve(connection))
     })
   }
 
   /** `begun`: what has come of a head; `body`: as much as is to come, of which `filled` bytes are there. */
-  constructor(socket) {
-    this.socket = socket
+  constructor(socket, lines) {
+    Object.assign(this, { socket, lines })
     socket.on('error', (error) => this.reject?.(error))
     socket.on('close', () => this.reject?.(new Error('the connection was closed')))
   }
@@ -33,7 +33,7 @@ export class RawConnection {
   get(query) {
     return new Promise((resolve, reject) => {
       Object.assign(this, { resolve, reject, query })
-      this.socket.write(`GET /v1/shape?${query} HTTP/1.1\r\nhost: bench\r\n\r\n`, 'latin1')
+      this.socket.write(`GET /v1/shape?${query} HTTP/1.1\r\nhost: bench\r\n${this.lines}\r\n`, 'latin1')
     })
   }
 

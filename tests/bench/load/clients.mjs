@@ -7,6 +7,8 @@ const AT_ONCE = 100
 
 let clients = []
 let answers = []
+/** Operations in them. */
+let told = 0
 let failure
 
 /** Runs `work` for each item, some at a time. */
@@ -35,6 +37,13 @@ function withoutEnd(body) {
 }
 
 const isLive = (request) => request.includes('&live=true')
+/** Without reading the messages: that takes longer than the server does to send them. */
+function countOperations(body) {
+  let count = 0
+  for (let at = -1; (at = body.indexOf('"operation":"', at + 1)) >= 0;) count++
+  return count
+}
+
 const operations = (body) => JSON.parse(body).filter((message) => 'key' in message)
 
 /** Asks on from `request` until the answer is up to date; the live request that follows. `each` gets every answer. */
@@ -51,26 +60,29 @@ async function follow({ connection, shape, request }, number) {
   for (;;) {
     const { head, body, at } = await connection.get(request)
     answers.push({ client: number, at, body })
+    told += countOperations(body)
     request = next(shape, head)
   }
 }
 
-/** Each reads to the end of its log, those of one shape together. */
+/** Each reads to the end of its log, those of one shape and one caller together. */
 async function toTheEnd() {
   const starts = new Map()
   await each(clients, async (client) => {
-    const { connection, shape } = client
-    if (!starts.has(shape)) starts.set(shape, caughtUp(connection, shape, `${shape}&offset=-1`))
-    client.request = await starts.get(shape)
+    const { connection, shape, caller } = client
+    const name = `${caller} ${shape}`
+    if (!starts.has(name)) starts.set(name, caughtUp(connection, shape, `${shape}&offset=-1`))
+    client.request = await starts.get(name)
   })
 }
 
 serveLoad({
-  /** Connects `count` clients; shapes are dealt out in turn. */
-  open: async (base, count, shapes) => {
+  /** Connects `count` clients; shapes are dealt out in turn, and so are `tokens`, if there are any. */
+  open: async (base, count, shapes, tokens = []) => {
     const encoded = shapes.map(encode)
-    clients = Array.from({ length: count }, (_, i) => ({ shape: encoded[i % encoded.length] }))
-    await each(clients, async (client) => { client.connection = await RawConnection.connect(base) })
+    const lines = tokens.map((token) => `authorization: Bearer ${token}\r\n`)
+    clients = Array.from({ length: count }, (_, i) => ({ shape: encoded[i % encoded.length], lines: lines[i % lines.length], caller: i % tokens.length }))
+    await each(clients, async (client) => { client.connection = await RawConnection.connect(base, client.lines) })
   },
 
   /** All ask for the start of their shape at once: { ms, bytes: distinct lengths, rows: of one }. */
@@ -107,7 +119,7 @@ serveLoad({
       firsts.set(shape, first)
       if (bodies.length !== first.length || bodies.some((body, i) => !body.equals(first[i]))) different++
     }))
-    const count = (bodies) => bodies.reduce((sum, body) => sum + body.toString().split('"operation":"').length - 1, 0)
+    const count = (bodies) => bodies.reduce((sum, body) => sum + countOperations(body), 0)
     return { ms: last - began, operations: [...new Set([...firsts.values()].map(count))], different }
   },
 
@@ -117,11 +129,18 @@ serveLoad({
     return answers.length
   },
 
+  /** Number of operations in them. */
+  told: () => {
+    if (failure) throw failure
+    return told
+  },
+
   /** The answers to live requests since it was asked last: [{ client, at, values }], `values` those of a column. */
   take: (column) => {
     if (failure) throw failure
     const taken = answers
     answers = []
+    told = 0
     return taken.map(({ client, at, body }) => ({ client, at, values: operations(body).map(({ value }) => Number(value[column])) }))
   },
 })

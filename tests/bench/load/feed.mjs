@@ -10,7 +10,7 @@ const types = { getTypeParser: (oid, format) => (oid === INT4_ARRAY ? String : p
 
 let session, sleeper, reading, failure
 let operations = []
-const counted = { updates: 0, ended: 0 }
+const counted = { updates: 0, told: 0, ended: 0 }
 
 async function connect(connectionString) {
   const client = new pg.Client({ connectionString, types })
@@ -23,8 +23,10 @@ function take({ ids, position, n, message, kind }, at, seen) {
   if (kind === 'end') counted.ended++
   if (kind !== 'op') return
   const change = `${position}/${n}`
-  if (message.includes('"operation":"update"')) counted.updates += Number(!seen.has(change))
-  else operations.push({ ids, at, insert: message.includes('"operation":"insert"') })
+  if (message.includes('"operation":"update"')) {
+    counted.updates += Number(!seen.has(change))
+    counted.told += ids.split(',').length
+  } else operations.push({ ids, at, insert: message.includes('"operation":"insert"') })
 }
 
 /** Reads to the head. */
@@ -65,7 +67,7 @@ serveLoad({
 
   stop: () => reading(),
 
-  /** Operations other than updates since it was asked last, [{ ids, at, insert }], and how many updates and shapes that ended so far. */
+  /** Operations other than updates since it was asked last, [{ ids, at, insert }], and how many updates, shapes that were told of them, and shapes that ended so far. */
   take: () => {
     if (failure) throw failure
     const taken = operations

@@ -22,8 +22,8 @@ async function readSnapshot(each, onData) {
 }
 
 serveLoad({
-  connect: (base, shape) => {
-    connection = new Connection(base)
+  connect: (base, shape, headers) => {
+    connection = new Connection(base, headers)
     params = shape
   },
 
