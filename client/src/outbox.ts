@@ -85,7 +85,7 @@ export class Outbox {
     const batch = batchOf(this.#one ? queue.slice(0, 1) : queue, meta.last_seq)
     await this.#noteSent(meta, batch)
     const answer = await this.#post(requestBody(meta.client_id, batch), signal)
-    if (answer.status === 409) return this.#agree(await answer.json() as WriteAnswer)
+    if (answer.status === 409) return this.#startAnew()
     if (answer.ok) return this.#settle(batch, await answer.json() as WriteAnswer)
     const trouble = await troubleOf(answer)
     if (![400, 413].includes(trouble.httpStatus)) throw trouble
@@ -110,9 +110,10 @@ export class Outbox {
     if (this.#agreed) return meta
     const last = await this.#lastSeqThere(meta, signal)
     this.#agreed = true
-    if (last <= meta.sent_seq) return meta
-    await this.#setLastSeq(this.context.pglite, last)
-    return { ...meta, last_seq: last, sent_seq: last }
+    if (last < meta.last_seq) await this.#startAnew()
+    else if (last > meta.sent_seq) await this.#setLastSeq(this.context.pglite, last)
+    else return meta
+    return this.#meta(signal)
   }
 
   /**
@@ -139,9 +140,9 @@ export class Outbox {
     return this.context.network.request(url, init, (trouble) => this.#report(trouble))
   }
 
-  /** The server knows of fewer: it goes on where it is. */
-  async #agree({ last_seq: last }: WriteAnswer): Promise<boolean> {
-    await this.#setLastSeq(this.context.pglite, last)
+  /** The server does not know this client any more: it goes on as another one. */
+  async #startAnew(): Promise<boolean> {
+    await this.context.pglite.query('update sync.meta set client_id = gen_random_uuid(), last_seq = 0, sent_seq = 0')
     return true
   }
 

@@ -241,7 +241,12 @@ class Handle implements ShapeHandle {
 function databaseOf(pglite: PGlite): Database {
   return {
     query: <T>(sql: string, params?: unknown[]) => pglite.query<T>(sql, params),
-    transaction: <T>(work: (tx: Transaction) => Promise<T>) => pglite.transaction(work),
+    // PGlite writes to disk after a query, but not after a transaction's COMMIT.
+    transaction: async <T>(work: (tx: Transaction) => Promise<T>) => {
+      const result = await pglite.transaction(work)
+      await pglite.syncToFs()
+      return result
+    },
     exec: (sql: string) => pglite.exec(sql) as Promise<Results[]>,
   }
 }

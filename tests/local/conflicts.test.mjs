@@ -138,6 +138,21 @@ test('what was rejected can be written again once it is possible', async () => {
   await equal(a, b)
 })
 
+test('rejectIfChanged: a change of what is not there any more is rejected', async () => {
+  const careful = await site.open(1, { rejectIfChanged: ['todos'] })
+  careful.line.cut()
+  await careful.query(`update todos set title = 'on top of what I saw' where id = 16`)
+  await careful.query(`update todos set title = 'fine' where id = 19`)
+  await site.sql(`update todos set title = 'something else' where id = 16`)
+  careful.line.join()
+  careful.sync.wake()
+  const { operations } = await rejected(careful, 'SF412')
+  assert.deepEqual(operations[0].base, { title: 'todo 16' })
+  await equal(careful, a)
+  assert.equal(await site.one('select title from todos where id = 19'), 'fine')
+  await careful.sync.close()
+})
+
 test('a transaction that is too large is rejected, and those behind it are sent', async () => {
   await a.sync.db.transaction(async (tx) => {
     for (let i = 0; i < 6; i++) await tx.query('update todos set body = $1 where id = $2', ['x'.repeat(1 << 20), 12 + i * 3])

@@ -72,10 +72,12 @@ test('the server is busy, away or does not know the client: it goes on when it c
   await equal(a, b)
   a.line.interfere()
   assert.ok(Date.now() - at >= 1000, 'as late as it was told')
-  await site.sql('delete from shapefeed.write_result; delete from shapefeed.write_client') // as after a restore
+  const id = await a.one('select client_id from sync.meta')
+  await site.sql('delete from shapefeed.write_result; delete from shapefeed.write_client') // as after a restore, or 90 days
   await a.query(`update todos set body = 'again' where id = 1200`)
   await equal(a, b)
   assert.equal(await site.one('select body from todos where id = 1200'), 'again')
+  assert.notEqual(await a.one('select client_id from sync.meta'), id)
 })
 
 test('a database that is older than what it has sent goes on behind it', async () => {
@@ -97,6 +99,25 @@ test('a transaction without any visible change is confirmed as well', async () =
   await a.query(`update lists set color = 'blue' where id = 1`)
   await a.query(`update lists set color = 'red' where id = 1`)
   await equal(a, b)
+})
+
+test('what the server has taken stays as it was written here until its shape brings it', async () => {
+  a.line.cut()
+  a.line.interfere(({ path }) => (path === '/v1/shape' ? refusal(503) : undefined))
+  a.line.join()
+  let seen = []
+  const stop = await a.sync.live('select title from todos where id = 22', [], (rows) => seen.push(rows[0]?.title))
+  await a.query(`update todos set title = 'taken' where id = 22`)
+  await a.sync.sent()
+  assert.equal(await site.one('select title from todos where id = 22'), 'taken')
+  assert.deepEqual(await a.query('select t.title, s.server ->> \'title\' as server from todos t, sync.shadow s where t.id = 22'), [{ title: 'taken', server: 'todo 22' }])
+  a.line.interfere()
+  a.sync.wake()
+  await equal(a, b)
+  await stop()
+  assert.deepEqual(new Set(seen), new Set(['todo 22', 'taken']))
+  seen = seen.slice(seen.indexOf('taken'))
+  assert.ok(!seen.includes('todo 22'), 'never back')
 })
 
 test('a token that is refused is replaced, and nothing is fetched again', async () => {

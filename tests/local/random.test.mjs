@@ -9,7 +9,7 @@ import { randomFrom } from '../lib/random.mjs'
 import { scratchDir, waitFor } from '../lib/index.mjs'
 import { lists, tables, visible } from './lib/site.mjs'
 
-const seeds = Number(process.env.SHAPEFEED_LOCAL_SEEDS ?? 3)
+const seeds = Number(process.env.SHAPEFEED_LOCAL_SEEDS ?? 2)
 const firstSeed = Number(process.env.SHAPEFEED_LOCAL_SEED ?? randomBytes(3).readUIntBE(0, 3))
 const steps = 60
 const site = lists()

@@ -6,6 +6,7 @@ import { equal, lists } from './lib/site.mjs'
 
 let a
 const site = lists({
+  env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '20000' },
   ready: async () => {
     a = await site.open(1, { tables: [] })
   },
@@ -34,6 +35,36 @@ test('a row of two shapes stays until both have lost it, and is as new as the ne
   for (const handle of [first, other]) handle.release()
   for (const { definition } of [first, other]) await a.sync.forget(definition)
   assert.equal(await count('todos'), 0)
+})
+
+test('a shape that is behind does not bring back what another one has replaced', async () => {
+  const shapes = [{ table: 'todos', where: 'list = 1' }, { table: 'todos', where: 'id <= 30' }]
+  const handles = []
+  for (const shape of shapes) handles.push(await a.follow(shape))
+  let release
+  const holdOlder = (text) => text.includes('older') && new Promise((resolve) => { release = resolve })
+  a.line.cut()
+  a.line.interfere(({ params }) => (params.get('where') === 'id <= 30' ? holdOlder : undefined))
+  a.line.join()
+  a.sync.wake()
+  const title = () => a.one('select title from todos where id = 27')
+  const position = () => a.one(`select position::text from sync.stream where definition ->> 'where' = 'id <= 30'`)
+  await a.until(() => a.line.requests.at(-1).params.get('live') && handles.every(({ status }) => status === 'live'))
+  for (const value of ['older', 'newer']) {
+    await site.sql(`update todos set title = '${value}' where id = 27`)
+    await a.until(async () => (await title()) === value)
+    if (value === 'older') await a.until(() => release !== undefined)
+  }
+  const before = await position()
+  const seen = []
+  const stop = await a.sync.live('select title from todos where id = 27', [], ([row]) => seen.push(row.title))
+  release()
+  await a.until(async () => (await position()) !== before)
+  await stop()
+  assert.deepEqual([...new Set(seen), await title()], ['newer', 'newer'])
+  a.line.interfere()
+  for (const handle of handles) handle.release()
+  for (const shape of shapes) await a.sync.forget(shape)
 })
 
 test('a shape that starts over is never seen with fewer rows, and keeps what is not sent yet', async () => {

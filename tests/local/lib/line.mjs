@@ -3,7 +3,7 @@
 /** { fetch, requests, cut(), join(), … }. `requests`: { method, path, params, status, bytes } in order. */
 export class Line {
   requests = []
-  /** Answers to give instead of the server's: (request) => Response, 'lost' (the server acts, its reply does not arrive) or undefined. */
+  /** Answers to give instead of the server's: (request) => Response, 'lost' (the server acts, its reply does not arrive), a function that holds its reply up, or undefined. */
   #interfere = () => undefined
   #held = new Set()
   #isCut = false
@@ -22,6 +22,7 @@ export class Line {
       const answer = await fetch(url, { ...init, signal })
       const body = await answer.arrayBuffer()
       request.bytes = body.byteLength
+      if (typeof instead === 'function') await instead(Buffer.from(body).toString())
       if (instead === 'lost') throw new TypeError('the reply was lost')
       if (this.#isCut) throw new TypeError('the line is cut')
       const { status, headers } = answer
