@@ -220,7 +220,7 @@ mod tests {
             vec![1, 3],
             vec![2, 1],
             vec![1, 1],
-            vec![1 << 53],
+            vec![1i64 << 53],
         ] {
             let all: Vec<Json> = seqs
                 .iter()
