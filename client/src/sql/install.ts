@@ -178,7 +178,7 @@ begin
   return any_done;
 end $$;
 
--- Undoes a local transaction that the server rejected, and keeps what it was. A deletion alone of a row that is gone is what it wanted.
+-- Undoes a local transaction that the server rejected, and keeps what it was.
 create or replace function sync.reject(local_tx bigint, code text, constraint_name text, at int, text text) returns void
 language plpgsql as $$
 declare
@@ -189,9 +189,7 @@ begin
     || case when value is null then '{}' else jsonb_build_object('value', value) end
     || case when base is null then '{}' else jsonb_build_object('base', base) end order by id) into changes from gone;
   if changes is null then return; end if;
-  insert into sync.rejection (sqlstate, "constraint", message, operation, operations)
-    select code, constraint_name, text, at, changes
-      where code <> 'P0002' or jsonb_array_length(changes) > 1 or changes -> 0 ->> 'operation' <> 'delete';
+  insert into sync.rejection (sqlstate, "constraint", message, operation, operations) values (code, constraint_name, text, at, changes);
   for touched in select distinct c ->> 'table' as name, c -> 'key' as key from jsonb_array_elements(changes) c loop
     perform sync.recompute(touched.name, touched.key);
   end loop;

@@ -231,7 +231,7 @@ impl Work {
                 _ => Ok(()),
             },
             Kind::Delete => match rows(&make.delete()) {
-                0 => missing(&make, &target, target.may_skip.1),
+                0 => missing(&make, &target, target.may_skip.1).or_else(done_already),
                 _ => Ok(()),
             },
         }
@@ -295,6 +295,14 @@ fn insert(make: &Maker<'_>, taken: Taken) {
 
 fn rows(statement: &Statement<'_>) -> usize {
     run(&statement.sql, &statement.values)
+}
+
+/// Who deletes a row that is gone has what he wants. Nor does one that he does not see concern him.
+fn done_already(refusal: Refusal) -> Result<(), Refusal> {
+    match refusal.sqlstate.as_str() {
+        GONE => Ok(()),
+        _ => Err(refusal),
+    }
 }
 
 /// Why a row was not touched: it is not there for the caller, or not as it must have been, or he may not do this to it. Or
