@@ -265,13 +265,13 @@ test('a slow client holds no transaction open', { timeout: 60_000 }, async () =>
       resolve(socket)
     })
   })))
-  const open = async () => (await site.client.query(`select pid, state, query from pg_stat_activity
+  const open = async (forMs) => (await site.client.query(`select pid, state, query from pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_backend_pid() and (xact_start is not null or backend_xmin is not null) and query not like '%wait(%'
-      and state_change < clock_timestamp() - interval '200 ms'`)).rows
-  await waitFor(async () => (await open()).length === 0, { timeoutMs: 20_000, what: 'no transaction is open' })
+      and state_change < clock_timestamp() - $1 * interval '1 ms'`, [forMs])).rows
+  await waitFor(async () => (await open(0)).length === 0, { timeoutMs: 20_000, what: 'the snapshots are read' })
   const seen = []
   for (let i = 0; i < 20; i++) {
-    seen.push(...await open())
+    seen.push(...await open(200))
     await new Promise((resolve) => { setTimeout(resolve, 50) })
   }
   assert.deepEqual(seen, [])
