@@ -7,6 +7,7 @@ import { latency } from './latency.mjs'
 import { startBenchCluster } from './lib/cluster.mjs'
 import { describeMachine, probeFsync } from './lib/machine.mjs'
 import { allFigures, failures, printTable } from './lib/report.mjs'
+import { local } from './local.mjs'
 import { membership } from './membership.mjs'
 import { rls } from './rls.mjs'
 import { routing } from './routing.mjs'
@@ -16,7 +17,7 @@ import { sse } from './sse.mjs'
 import { transaction } from './transaction.mjs'
 import { write } from './write.mjs'
 
-const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, capture }
+const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, local, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])

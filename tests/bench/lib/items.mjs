@@ -8,3 +8,6 @@ export const values = (count) => `select i as id, 0 as n, i % 997 as company, 'T
   (array['open', 'done', 'late'])[1 + i % 3] as status, i * 1.37 as amount,
   jsonb_build_object('who', 'user' || i % 1000, 'tags', array['a', 'b', 'c']) as meta, now() as changed
   from generate_series(1, ${count}) i`
+
+/** One row: `rows`, their number, and `sum`, of all values of all columns; the same in any Postgres whose time zone is UTC. */
+export const sumOf = (table) => `select count(*)::int as rows, md5(string_agg(to_jsonb(t)::text, ',' order by id)) as sum from ${table} t`
