@@ -74,6 +74,12 @@ pub fn watch_type(type_oid: u32) {
     });
 }
 
+/// Sends a message of a table, which there must be, when this transaction commits: whoever relies on something about it looks again.
+pub fn tell_of(relid: u32) {
+    // SAFETY: looks the table up in the catalogs, and raises an error if it is not there.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(Oid::from_u32(relid)) }
+}
+
 /// Reads the server's messages, and takes the notes.
 pub fn take() -> Changed {
     accept();

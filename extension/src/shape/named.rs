@@ -16,7 +16,7 @@ use crate::pg::owner::owns_relation;
 use crate::pg::query::qualified;
 use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::role;
-use crate::pg::{database, xact};
+use crate::pg::{database, invalidation, xact};
 
 /// What a person says of a shape: its table and what is wanted of it, or its name.
 #[derive(Default)]
@@ -257,6 +257,10 @@ fn forget(name: &str) -> Result<()> {
     }
     let delete = "delete from shapefeed.shape where name = $1";
     as_owner(|| Spi::run_with_args(delete, &[name.into()])).expect("table shape can be written");
+    // Live requests rely on definitions for as long as nothing is told of their tables.
+    if let Some(relid) = kept.relid {
+        invalidation::tell_of(relid.to_u32());
+    }
     Ok(())
 }
 
