@@ -19,8 +19,8 @@ pub const TRUSTED_FOR: Duration = Duration::from_secs(5);
 /// same name means by now, shows after this.
 const WATCHED_FOR: Duration = Duration::from_secs(60);
 /// Definitions that are remembered at most, and bytes of them.
-const REMEMBERED: usize = 10_000;
-const REMEMBERED_BYTES: usize = 32 << 20;
+const REMEMBERED: usize = 50_000;
+const REMEMBERED_BYTES: usize = 128 << 20;
 
 /// A definition. Everything but what is named here is for the database alone.
 #[derive(Debug)]
@@ -298,17 +298,17 @@ pub(crate) mod tests {
     fn what_is_remembered_is_bounded() {
         let definitions = Definitions::default();
         let shape = |n: u64| asked(format!("{n}{}", "x".repeat(60_000)));
-        for n in 0..2000 {
-            definitions.remember(&shape(n % 1500), &definition(n % 1500), 0);
+        for n in 0..4000 {
+            definitions.remember(&shape(n % 3000), &definition(n % 3000), 0);
             let bytes = definitions.remembered().bytes;
             assert!(bytes <= REMEMBERED_BYTES);
         }
-        let last = shape(499);
-        assert_eq!(definitions.recent(&last, |_| false).unwrap().hash, 499);
-        assert!(definitions.by_hash(499).is_some());
-        definitions.forget(|definition| definition.hash == 499);
+        let last = shape(999);
+        assert_eq!(definitions.recent(&last, |_| false).unwrap().hash, 999);
+        assert!(definitions.by_hash(999).is_some());
+        definitions.forget(|definition| definition.hash == 999);
         assert!(definitions.recent(&last, |_| true).is_none());
-        assert!(definitions.by_hash(499).is_none());
+        assert!(definitions.by_hash(999).is_none());
         definitions.forget(|_| true);
         assert_eq!(definitions.remembered().bytes, 0);
     }

@@ -110,7 +110,7 @@ async function served(database) {
   await waitFor(async () => await sidecar.metric('shapefeed_attached_shapes') >= CALLERS, { timeoutMs: 60_000, what: 'shapes are attached' })
   remark({ suite, name: `memory of one of ${CALLERS} live callers in the sidecar`, value: (memoryKiB(sidecar.pid).now - resident) / CALLERS, unit: ' KiB',
     note: 'connection, token, held request, shape and its tail' })
-  const [rows, perSecond] = [50, 20]
+  const [rows, perSecond] = [50, 24]
   const count = SECONDS * perSecond
   const before = { sidecar: cpuMs(sidecar.pid), clients: await clients.cpuMs() }
   const acknowledged = await writer.call('write', database.url, [changed(rows)], { perSecond, count, first: 1000 })
@@ -127,7 +127,7 @@ async function served(database) {
   }, { timeoutMs: 120_000, what: 'every change has come' })
   const seconds = (last - acknowledged[0]) / 1000
   check(suite, 'changes told to callers', told, count * rows * TEAMS)
-  figure({ suite, name: `changes a second to ${CALLERS} live callers`, value: (count * rows) / seconds, at: '>=', target: 1000 * 0.99, absolute: true,
+  figure({ suite, name: `changes a second to ${CALLERS} live callers`, value: (count * rows) / seconds, at: '>=', target: 1000, absolute: true,
     note: `${(told / seconds).toFixed(0)} told a second, the last ${(last - acknowledged.at(-1)).toFixed(0)} ms after the writer had stopped` })
   remark({ suite, name: "the sidecar's CPU for each that was told", value: (cpuMs(sidecar.pid) - before.sidecar) * 1000 / told, unit: ' µs',
     note: `clients ${((await clients.cpuMs() - before.clients) * 1000 / told).toFixed(0)} µs` })
