@@ -1,9 +1,8 @@
 // Those that are behind: clients that come back after a while, and snapshots as of a position that is long gone.
-import { readFileSync } from 'node:fs'
 import { waitFor } from '../lib/index.mjs'
 import { untilSequenced } from './lib/log.mjs'
 import { startLoad } from './lib/load.mjs'
-import { clusterCpu, cpuMs } from './lib/processes.mjs'
+import { clusterCpu, cpuMs, cpuSeconds } from './lib/processes.mjs'
 import { check, figure, remark } from './lib/report.mjs'
 import { median, quantile } from './lib/statistics.mjs'
 
@@ -120,10 +119,10 @@ async function read(database, position) {
   const client = await database.connect()
   const { rows: [{ pid, definition }] } = await client.query(`select pg_backend_pid() as pid,
     shapefeed._define('{public,items}', null, null, null, 'default', 'full', null)::text as definition`)
-  const cpuMs = () => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6
+  const backendMs = () => cpuSeconds(pid) * 1000
   await client.query('begin')
   const literal = client.escapeLiteral(definition)
-  const began = cpuMs()
+  const began = backendMs()
   await client.query(`declare pieces no scroll cursor for
     select piece from (select shapefeed._snapshot(${literal}, ${position}, 100000, null) as piece) p`)
   const counts = { first: 0, all: 0 }
@@ -132,10 +131,10 @@ async function read(database, position) {
     const { rows: [{ piece }] } = await client.query('fetch pieces')
     const kind = String.fromCharCode(piece[0])
     if (kind === 'D') counts.all += piece.toString().split('"operation":"').length - 1
-    else if (firstMs === undefined) [firstMs, counts.first] = [cpuMs() - began, counts.all]
+    else if (firstMs === undefined) [firstMs, counts.first] = [backendMs() - began, counts.all]
     ended = kind === 'E'
   }
-  const chunkMs = (cpuMs() - began - firstMs) * 1000 / (counts.all - counts.first)
+  const chunkMs = (backendMs() - began - firstMs) * 1000 / (counts.all - counts.first)
   await client.query('rollback')
   await client.end()
   return { rows: counts.all, firstMs, chunkMs }

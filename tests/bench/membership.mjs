@@ -3,10 +3,9 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root, startSidecar, waitFor } from '../lib/index.mjs'
-import { benchDatabase } from './lib/cluster.mjs'
+import { runParts } from './lib/cluster.mjs'
 import { startLoad } from './lib/load.mjs'
-import { untilSequenced } from './lib/log.mjs'
-import { memoryKiB } from './lib/processes.mjs'
+import { cpuSeconds, memoryKiB } from './lib/processes.mjs'
 import { check, figure, remark } from './lib/report.mjs'
 import { quantile } from './lib/statistics.mjs'
 
@@ -60,16 +59,8 @@ const renamed = `update folders set name = 'folder ' || id || ' ' || $1::int
 const parts = { mass, served }
 
 /** Those whose name has a match of `only`, a regular expression. */
-export async function membership(cluster, only = '') {
-  const database = await benchDatabase(cluster)
-  await database.psql(schema)
-  await untilSequenced(database.client)
-  for (const [name, part] of Object.entries(parts)) if (new RegExp(only).test(name)) await part(database)
-  await database.client.end()
-  await database.drop()
-}
+export const membership = (cluster, only = '') => runParts(cluster, schema, parts, only)
 
-const cpuSeconds = (pid) => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e9
 
 /** The definitions of these users' shapes, by number. */
 async function define({ client }, users) {

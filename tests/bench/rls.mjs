@@ -1,12 +1,10 @@
 // Callers of one table whose policy asks for their memberships: what a change costs that concerns a few of them, and whether all
 // have what they may SELECT.
-import { readFileSync } from 'node:fs'
 import { startSidecar, waitFor } from '../lib/index.mjs'
 import { bearer, token } from '../lib/jwt.mjs'
-import { benchDatabase } from './lib/cluster.mjs'
+import { runParts } from './lib/cluster.mjs'
 import { startLoad } from './lib/load.mjs'
-import { untilSequenced } from './lib/log.mjs'
-import { cpuMs, memoryKiB } from './lib/processes.mjs'
+import { cpuMs, cpuSeconds, memoryKiB } from './lib/processes.mjs'
 import { check, figure, remark } from './lib/report.mjs'
 
 const suite = 'rls'
@@ -37,19 +35,11 @@ const schema = `
 const claims = (caller) => ({ role: 'app', sub: String(caller) })
 /** Change number $1 is of so many rows that follow one another, of as many teams. */
 const changed = (rows) => `update docs set n = $1::int where id > $1::int * ${rows} % ${DOCS} and id <= $1::int * ${rows} % ${DOCS} + ${rows}`
-const cpuSeconds = (pid) => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e9
 
 const parts = { feed, served }
 
 /** Those whose name has a match of `only`, a regular expression. */
-export async function rls(cluster, only = '') {
-  const database = await benchDatabase(cluster)
-  await database.psql(schema)
-  await untilSequenced(database.client)
-  for (const [name, part] of Object.entries(parts)) if (new RegExp(only).test(name)) await part(database)
-  await database.client.end()
-  await database.drop()
-}
+export const rls = (cluster, only = '') => runParts(cluster, schema, parts, only)
 
 /** The rows that a caller may SELECT. */
 async function selected({ client }, caller, query = 'select id, n from docs order by id') {

@@ -1,10 +1,9 @@
 // What it costs one feed session to find the shapes that a change concerns: by the number of shapes, and where no index
 // helps beside what Postgres pays for the same expression.
-import { readFileSync } from 'node:fs'
 import { startSidecar } from '../lib/index.mjs'
 import { benchDatabase } from './lib/cluster.mjs'
 import { untilSequenced } from './lib/log.mjs'
-import { memoryKiB } from './lib/processes.mjs'
+import { cpuSeconds, memoryKiB } from './lib/processes.mjs'
 import { check, figure, remark } from './lib/report.mjs'
 import { median } from './lib/statistics.mjs'
 
@@ -107,7 +106,6 @@ async function openSession(database) {
   return { client, pid }
 }
 
-const cpuSeconds = (pid) => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e9
 
 const definition = "shapefeed._define('{public,items}', clause, null, '{id,company_id,n}', 'default', 'full', null)"
 const define = async (client, clause) => (await defineAll(client, [clause]))[0]

@@ -1,5 +1,6 @@
 // The cluster that is measured: as a server would be set up, fsync included.
 import { freshDatabase, startCluster } from '../../lib/index.mjs'
+import { untilSequenced } from './log.mjs'
 
 const settings = [
   'fsync=on', // the tests' clusters do without
@@ -16,6 +17,16 @@ export async function benchDatabase(cluster) {
   const database = await freshDatabase(cluster)
   const client = await database.connect()
   return { ...database, client }
+}
+
+/** Runs the parts whose name has a match of `only`, a regular expression, one after the other in one database with this schema. */
+export async function runParts(cluster, schema, parts, only) {
+  const database = await benchDatabase(cluster)
+  await database.psql(schema)
+  await untilSequenced(database.client)
+  for (const [name, part] of Object.entries(parts)) if (new RegExp(only).test(name)) await part(database)
+  await database.client.end()
+  await database.drop()
 }
 
 /** Process id of the sequencer of a database, or undefined. */

@@ -21,6 +21,9 @@ function onProcessor(pid) {
   }
 }
 
+/** Seconds of CPU that a process without threads, such as a backend, has used. */
+export const cpuSeconds = (pid) => stat(pid).own
+
 /** Milliseconds of CPU that a process with threads has used. */
 export const cpuMs = (pid) => stat(pid).ticks * 1000
 
