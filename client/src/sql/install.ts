@@ -26,6 +26,7 @@ create table if not exists sync.shape_table (
 -- Shapes and how far they are. position: everything up to it is here; null until
 -- the shape is complete. epoch: raised when a shape starts over; rows of an older
 -- one go when the new one is complete. has_rows: sync.row_shape says which rows are in this shape.
+-- released: when it was followed last.
 create table if not exists sync.stream (
   id          int generated always as identity primary key,
   definition  jsonb not null unique,
@@ -37,6 +38,7 @@ create table if not exists sync.stream (
   epoch       int not null default 0,
   has_rows    boolean not null default false,
   active      boolean not null default false,
+  released    timestamptz,
   last_synced timestamptz
 );
 
