@@ -158,7 +158,8 @@ export class ShapeFollower {
     const { row } = run
     const request = async (input: string | URL | Request, init?: RequestInit) => {
       if (!run.follows && isLive(input)) end()
-      return describe(run, await network.request(input, init, (trouble) => this.#trouble(run, trouble)))
+      const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
+      return describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
     }
     return new ShapeStream<Row>({
       url: `${url}/v1/shape`,

@@ -5,15 +5,10 @@ import { worker } from '@electric-sql/pglite/worker'
 import { createSync } from './index.js'
 import { hasOpfs, opfsFolder } from './opfs.js'
 import { TabHost } from './tab-host.js'
-import type { LocalSchema, SyncOptions } from './types.js'
+import type { SyncOptions } from './types.js'
 
 /** Options of `serveSync`: what cannot be sent to a worker, and what is the same for all users. */
-export interface WorkerOptions {
-  /** The application's own tables, views and indexes. */
-  schema?: LocalSchema
-  /** @default the global one */
-  fetch?: typeof fetch
-}
+export type WorkerOptions = Pick<SyncOptions, 'schema' | 'rejectIfChanged' | 'keepFor' | 'fetch'>
 
 /** What a tab sends along. */
 export interface WorkerMeta {

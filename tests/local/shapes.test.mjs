@@ -128,6 +128,8 @@ test('a shape that nobody follows loses what may not be seen any more, and is fo
   assert.equal(await client.one('select count(*)::int from notes'), 0)
   assert.notEqual(await client.one(`select "offset" from sync.stream where name = 'todos'`), before)
   assert.equal(await client.one(`select active from sync.stream where name = 'todos'`), false, 'it was not followed for that')
+  const asked = client.line.requests.filter(({ params }) => params.get('table') === 'notes').at(-1)
+  assert.equal(asked.cache, 'no-cache', 'what a browser keeps is not what there is now')
 
   await site.sql('insert into members values (2, 1)')
   const again = await client.follow(mine)
