@@ -8,7 +8,7 @@ import { Outbox, outboxChannel } from './outbox.js'
 import { install } from './sql/install.js'
 import { writing } from './apply.js'
 import { ShapeFollower } from './stream.js'
-import { migrate } from './tables.js'
+import { migrate, schemaChannel } from './tables.js'
 import type {
   Database, LivePGlite, Rejection, ShapeDefinition, ShapeHandle, ShapeStatus, Sync, SyncOptions, SyncStatus, Unsubscribe,
 } from './types.js'
@@ -83,6 +83,7 @@ class LocalSync implements Sync {
         this.#outbox.wake()
         this.#count()
       }),
+      await listen(this.pglite, schemaChannel, () => this.#outbox.restart()),
       listenToNetwork(() => this.wake()),
     )
     await this.#count()
