@@ -78,10 +78,10 @@ class LocalSync implements Sync {
   async start(): Promise<void> {
     this.#cleanups.push(
       this.#network.changed.on(() => this.#changed.fire()),
-      this.#outbox.changed.on(() => this.#count()),
+      this.#outbox.changed.on(() => void this.#count()),
       await listen(this.pglite, outboxChannel, () => {
         this.#outbox.wake()
-        this.#count()
+        void this.#count()
       }),
       await listen(this.pglite, schemaChannel, () => this.#outbox.restart()),
       listenToNetwork(() => this.wake()),
