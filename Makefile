@@ -20,7 +20,7 @@ test-cassert: ## the same against a Postgres that is built with assertions (long
 test-valgrind: ## the SQL regression suite under valgrind (long)
 	@scripts/test-valgrind
 
-lint: build ## rustfmt, clippy, shell, JavaScript, SQL
+lint: build ## rustfmt, clippy, shell, JavaScript, TypeScript, SQL
 	@scripts/lint
 
 bench: build ## the figures in the README, each with its target

@@ -9,7 +9,7 @@ import { Keeper } from './keep.js'
 import { install } from './sql/install.js'
 import { writing } from './apply.js'
 import { ShapeFollower } from './stream.js'
-import { migrate } from './tables.js'
+import { migrate, schemaChannel } from './tables.js'
 import type {
   Database, LivePGlite, Rejection, ShapeDefinition, ShapeHandle, ShapeStatus, Sync, SyncOptions, SyncStatus, Unsubscribe,
 } from './types.js'
@@ -93,11 +93,12 @@ class LocalSync implements Sync {
         this.#changed.fire()
         if (this.#network.state.online) this.#keeper.look()
       }),
-      this.#outbox.changed.on(() => this.#count()),
+      this.#outbox.changed.on(() => void this.#count()),
       await listen(this.pglite, outboxChannel, () => {
         this.#outbox.wake()
-        this.#count()
+        void this.#count()
       }),
+      await listen(this.pglite, schemaChannel, () => this.#outbox.restart()),
       listenToNetwork(() => this.wake()),
     )
     await this.#count()
