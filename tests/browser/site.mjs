@@ -7,11 +7,15 @@ import { promisify } from 'node:util'
 import { chromium } from 'playwright-core'
 import { freshDatabase, root, scratchDir, startCluster, startProxy, startSidecar, waitFor } from '../lib/index.mjs'
 import { atExit } from '../lib/cleanup.mjs'
+import { token } from '../lib/jwt.mjs'
 import { startGate } from './gate.mjs'
 
 const executablePath = process.env.SHAPEFEED_CHROMIUM ?? join(root, '.local/chromium/chromium')
 const secret = 'a secret of the tests, of 32 bytes and more'
 const run = promisify(execFile)
+
+/** A token of a user whom the demo's page does not offer. */
+export const tokenOf = (id) => token({ role: 'app', sub: String(id) }, secret)
 
 /** The demo's page with users that have tokens, as a folder to be served. */
 function page() {
