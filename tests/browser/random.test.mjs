@@ -176,7 +176,7 @@ async function check(ledger, people) {
   const times = new Map(rows.map(({ id, n }) => [id, n]))
   const rejected = new Map()
   for (const person of people) {
-    const found = await query(person.tabs[0], `select (o -> 'key' ->> 'id')::int as id from sync.rejection, jsonb_array_elements(operations) o where o ->> 'table' = 'folders'`)
+    const found = await query(person.tabs[0], `select (o -> 'key' ->> 'id')::int as id from sync.rejection, jsonb_array_elements(operations) o where o ->> 'table' = 'folders' and o ->> 'operation' = 'insert'`)
     rejected.set(person, new Set(found.map(({ id }) => id)))
   }
   for (const [id, person] of ledger) assert.equal((times.get(id) ?? 0) + Number(rejected.get(person).has(id)), 1, `folder ${id} of ${person.user.name}`)
