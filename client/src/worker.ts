@@ -1,8 +1,8 @@
 /** The worker's side: the database, streams and the sender of one user, in whichever tab's worker is the leader. */
-import { PGlite } from '@electric-sql/pglite'
-import { live } from '@electric-sql/pglite/live'
+import type { PGlite } from '@electric-sql/pglite'
 import { MemfsFrontendFS } from '@electric-sql/pglite/memfs-frontend'
 import { worker } from '@electric-sql/pglite/worker'
+import { openOn } from './durable.js'
 import { createSync } from './index.js'
 import { IndexedDbBackend, isInIndexedDb } from './indexeddb.js'
 import { hasOpfs, opfsFolder } from './opfs.js'
@@ -57,11 +57,7 @@ function unhandled(): Promise<never> {
 
 async function openDatabase(id: string) {
   const { fs, isNew } = await storageOf(id)
-  const loadDataDir = isNew ? await fetchNewDatabase() : undefined
-  const pglite = await PGlite.create({ fs, extensions: { live }, ...(loadDataDir && { loadDataDir }) })
-  // PGlite's own does not wait where somebody waits for a flush already: what was written may not be in it.
-  pglite.syncToFs = () => fs.syncToFs()
-  return pglite
+  return openOn(fs, isNew ? await fetchNewDatabase() : undefined)
 }
 
 /** In OPFS; where a worker cannot write there, in IndexedDB. */
