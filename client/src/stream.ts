@@ -4,7 +4,7 @@ import type { PGlite } from '@electric-sql/pglite'
 import { MismatchError, applyBatch, advanceOnly, writing } from './apply.js'
 import { type ShapeMessage, hasControl } from './fold.js'
 import { HttpError, type Network } from './network.js'
-import { type PreparedTable, type ServerSchema, prepareTable, relationIn, relationOf } from './tables.js'
+import { type PreparedTable, type ServerSchema, captureEarly, prepareTable, relationIn, relationOf } from './tables.js'
 import type { ShapeDefinition, ShapeStatus, SyncError } from './types.js'
 import { Notifier } from './wait.js'
 
@@ -44,6 +44,8 @@ interface Run {
 export class ShapeFollower {
   status: ShapeStatus = { status: 'stopped', isUpToDate: false }
   readonly changed = new Notifier()
+  /** Resolves when what is written to its table is captured. */
+  captured: Promise<void> = Promise.resolve()
   #stop: AbortController | undefined
   #catching: AbortController | undefined
   #ended: Promise<void> = Promise.resolve()
@@ -57,7 +59,8 @@ export class ShapeFollower {
     const stop = new AbortController()
     this.#stop = stop
     this.#set({ status: 'loading' })
-    this.#ended = this.#ended.then(() => this.#follow(stop.signal)).catch((error: unknown) => {
+    this.captured = this.#capture().catch(() => {}) // what is wrong with it is told with the first answer
+    this.#ended = Promise.all([this.#ended, this.captured]).then(() => this.#follow(stop.signal)).catch((error: unknown) => {
       if (!stop.signal.aborted) this.#set({ status: 'waiting', error: asSyncError(error) })
     })
   }
@@ -211,6 +214,12 @@ export class ShapeFollower {
   async #kept(): Promise<StreamRow | undefined> {
     const { rows } = await this.context.pglite.query<StreamRow>(`select ${streamColumns} from sync.stream where definition = $1`, [JSON.stringify(this.definition)])
     return rows[0]
+  }
+
+  /** Captures from now on what is written to its table, where that is the application's own: the shape's first answer may come late. */
+  async #capture(): Promise<void> {
+    const relation = relationIn(this.definition)
+    if (relation) await captureEarly(this.context.pglite, relation)
   }
 
   async #setActive(active: boolean): Promise<StreamRow> {

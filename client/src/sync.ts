@@ -67,7 +67,7 @@ class LocalSync implements Sync {
   #closed = false
 
   constructor(private readonly options: SyncOptions, readonly pglite: PGlite & LivePGlite) {
-    this.db = databaseOf(pglite)
+    this.db = databaseOf(pglite, () => Promise.all([...this.#shapes.values()].map(({ follower }) => follower.captured)))
     this.#url = options.url.replace(/\/+$/, '')
     this.#network = new Network(options)
     this.#outbox = new Outbox({
@@ -264,16 +264,24 @@ class Handle implements ShapeHandle {
   }
 }
 
-function databaseOf(pglite: PGlite): Database {
+/** Nothing is written before the tables of shapes that are followed are captured. */
+function databaseOf(pglite: PGlite, captured: () => Promise<unknown>): Database {
   return {
-    query: <T>(sql: string, params?: unknown[]) => pglite.query<T>(sql, params),
+    query: async <T>(sql: string, params?: unknown[]) => {
+      await captured()
+      return pglite.query<T>(sql, params)
+    },
     // PGlite writes to disk after a query, but not after a transaction's COMMIT.
     transaction: async <T>(work: (tx: Transaction) => Promise<T>) => {
+      await captured()
       const result = await pglite.transaction(work)
       await pglite.syncToFs()
       return result
     },
-    exec: (sql: string) => pglite.exec(sql) as Promise<Results[]>,
+    exec: async (sql: string) => {
+      await captured()
+      return pglite.exec(sql) as Promise<Results[]>
+    },
   }
 }
 

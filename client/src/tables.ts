@@ -103,6 +103,17 @@ async function register(tx: Transaction, table: Table): Promise<boolean> {
   return rows.length > 0
 }
 
+/** Has what is written to a table that is there captured, before it is known what the server says of it. */
+export async function captureEarly(pglite: PGlite, relation: [schema: string, table: string]): Promise<void> {
+  const names = tableNames(...relation)
+  const known = await pglite.query('select 1 from sync.shape_table where name = $1', [names.name])
+  if (known.rows.length) return
+  await writing(pglite, async (tx) => {
+    const table = await localTable(tx, names)
+    if (table?.key.length) await register(tx, { ...table, generated: false })
+  })
+}
+
 /** Ties a stream to its table. From the second stream of a table on, sync.row_shape says whose rows are whose. */
 async function assign(tx: Transaction, stream: number, table: Table, columns: string[]): Promise<void> {
   await tx.query('update sync.stream set columns = $2 where id = $1 and columns is distinct from $2', [stream, columns])

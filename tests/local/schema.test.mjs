@@ -105,6 +105,22 @@ test("the application's own schema: columns that it has not are ignored and told
   await client.close()
 })
 
+test("what is written to the application's own table before its shape has come is sent, or undone", async () => {
+  const client = await openClient(site, { schema: { version: 1, sql: 'create table notes (id int primary key, text text, n int)' } })
+  client.line.cut()
+  client.sync.shape({ table: 'notes' })
+  await client.query(`insert into notes (id, text) values (20, 'early')`)
+  await client.query(`insert into notes (id, text) values (1, 'there is one')`)
+  await client.until(() => client.sync.status().pending === 2)
+  client.line.join()
+  client.sync.wake()
+  await client.settled()
+  await client.equals('notes')
+  assert.equal(await client.one('select text from notes where id = 20'), 'early')
+  assert.deepEqual((await client.sync.rejections()).map(({ sqlstate }) => sqlstate), ['23505'])
+  await client.close()
+})
+
 test('a shape of a table that the local database cannot have says so', async () => {
   const client = await openClient(site, { schema: { version: 1, sql: 'create table notes (id int, text text primary key)' } })
   const handle = client.sync.shape({ table: 'notes' })
