@@ -37,6 +37,8 @@ interface Run {
   follows: boolean
   signal: AbortSignal
   schemas: Map<string, ServerSchema>
+  /** Parts of a snapshot that the protocol client has asked for, by handle and offset. */
+  bodies: Map<string, string>
   prepared?: PreparedTable & { handle: string }
   client?: ShapeStream<Row>
 }
@@ -129,7 +131,7 @@ export class ShapeFollower {
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, follows, signal: abort.signal, schemas: new Map() }
+    const run: Run = { row, follows, signal: abort.signal, schemas: new Map(), bodies: new Map() }
     try {
       await this.#read(run, progress)
     } finally {
@@ -180,8 +182,10 @@ export class ShapeFollower {
     else if (this.status.error) this.#set({ status: this.status.isUpToDate ? 'live' : 'loading', error: undefined })
   }
 
-  async #take(run: Run, messages: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
+  async #take(run: Run, received: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
+    const messages = messagesOf(run, received, at)
     if (hasControl(messages, 'must-refetch')) {
+      run.bodies.clear()
       await this.#call('start_over')
       if (run.follows) this.#set({ status: 'loading', isUpToDate: false })
       return
@@ -246,7 +250,10 @@ export class ShapeFollower {
 /** Who waits for news has all that there is. */
 const isLive = (input: string | URL | Request): boolean => new URL(input instanceof Request ? input.url : input).searchParams.has('live')
 
-/** Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them. */
+/**
+ * Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them.
+ * A part of a snapshot it does not read at all: it would visit each value, and take longer for it than Postgres for the row.
+ */
 function describe(run: Run, answer: Response): Response {
   const schema = answer.headers.get('electric-schema')
   const handle = answer.headers.get('electric-handle')
@@ -254,7 +261,26 @@ function describe(run: Run, answer: Response): Response {
   run.schemas.set(handle, JSON.parse(schema) as ServerSchema)
   const headers = new Headers(answer.headers)
   headers.set('electric-schema', '{}')
-  return new Response(answer.body, { status: answer.status, headers })
+  const described = new Response(answer.body, { status: answer.status, headers })
+  const offset = headers.get('electric-offset')
+  if (!offset?.startsWith('0_') || headers.has('electric-up-to-date')) return described
+  const text = described.text.bind(described)
+  return Object.assign(described, {
+    text: async () => {
+      run.bodies.set(`${handle} ${offset}`, await text())
+      return placeholder
+    },
+  })
+}
+
+const placeholder = JSON.stringify([{ headers: { control: 'rows' } }])
+
+/** What came with an answer: what the protocol client has read, or what went past it. */
+function messagesOf(run: Run, received: ShapeMessage[], { handle, offset }: { handle: string; offset: string }): ShapeMessage[] {
+  const key = `${handle} ${offset}`
+  const body = run.bodies.get(key)
+  run.bodies.delete(key)
+  return body === undefined ? received : JSON.parse(body) as ShapeMessage[]
 }
 
 function requestParams(definition: ShapeDefinition): Record<string, unknown> {

@@ -4,7 +4,7 @@ import { benchDatabase } from './lib/cluster.mjs'
 import { columns, sumOf, values } from './lib/items.mjs'
 import { startLoad } from './lib/load.mjs'
 import { check, figure, remark } from './lib/report.mjs'
-import { quantile } from './lib/statistics.mjs'
+import { median, quantile } from './lib/statistics.mjs'
 
 const suite = 'local'
 
@@ -37,24 +37,34 @@ async function synced({ sidecar }, name, ...mode) {
   return [client, await client.call('sync', sidecar.url, 'items', ...mode)]
 }
 
-/** 100,000 rows into a new database: the stock library in its fastest mode and as it comes, and ours. */
+/**
+ * 100,000 rows into a new database: the stock library as it comes, which has the server take the snapshot, then by turns the
+ * stock library in its fastest mode and ours.
+ */
 async function first(site) {
   const rows = 100_000
   await site.database.psql(`${schema}; insert into items ${values(rows)}; call shapefeed.track('items')`)
   await site.database.client.query("set timezone to 'UTC'")
   const { rows: [there] } = await site.database.client.query(sumOf('items'))
-  const times = {}
-  for (const [who, name, ...mode] of [['stock, json', 'pglite', 'json'], ['stock, insert', 'pglite'], ['ours', 'local']]) {
+  const measure = async (who, name, ...mode) => {
     const [client, { ms, firstMs, rows: came, sum }] = await synced(site, name, ...mode)
     check(suite, `${who}: rows, and sum of all values`, `${came} ${sum}`, `${rows} ${there.sum}`)
-    times[who] = { ms, firstMs }
-    remark({ suite, name: `${rows} rows into PGlite, ${who}`, value: ms / 1000, unit: ' s' })
     await client.stop()
+    return { ms, firstMs }
   }
-  const best = Math.min(times['stock, json'].ms, times['stock, insert'].ms)
-  figure({ suite, name: `${rows} rows into PGlite: stock pglite-sync at its best, to ours`, value: best / times.ours.ms, unit: '×', at: '>=', target: 1.3 })
-  figure({ suite, name: `${rows} rows into PGlite, the last`, value: times.ours.ms / 1000, unit: ' s', at: '<=', target: 10, absolute: true })
-  figure({ suite, name: `${rows} rows into PGlite, the first of a live query`, value: times.ours.firstMs / 1000, unit: ' s', at: '<=', target: 2, absolute: true })
+  const asItComes = await measure('stock, insert', 'pglite')
+  remark({ suite, name: `${rows} rows into PGlite, stock, insert`, value: asItComes.ms / 1000, unit: ' s' })
+  const [stock, ours] = [[], []]
+  for (let round = 0; round < 4; round++) {
+    const turns = [async () => stock.push(await measure('stock, json', 'pglite', 'json')), async () => ours.push(await measure('ours', 'local'))]
+    for (const turn of round % 2 ? turns.reverse() : turns) await turn()
+  }
+  const [stockMs, oursMs, firstMs] = [stock.map(({ ms }) => ms), ours.map(({ ms }) => ms), ours.map((one) => one.firstMs)].map(median)
+  remark({ suite, name: `${rows} rows into PGlite, stock, json`, value: stockMs / 1000, unit: ' s' })
+  const best = Math.min(stockMs, asItComes.ms)
+  figure({ suite, name: `${rows} rows into PGlite: stock pglite-sync at its best, to ours`, value: best / oursMs, unit: '×', at: '>=', target: 1.3 })
+  figure({ suite, name: `${rows} rows into PGlite, the last`, value: oursMs / 1000, unit: ' s', at: '<=', target: 10, absolute: true })
+  figure({ suite, name: `${rows} rows into PGlite, the first of a live query`, value: firstMs / 1000, unit: ' s', at: '<=', target: 2, absolute: true })
 }
 
 /** With 10,000 rows: from a commit at the server, and from a write here, to the callback of a live query. */

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { served } from '../lib/index.mjs'
-import { openClient } from './lib/client.mjs'
+import { newDatabase, openClient } from './lib/client.mjs'
+import { refusal } from './lib/line.mjs'
 
 const rows = Number(process.env.SHAPEFEED_LOCAL_ROWS ?? 20_000)
 const site = served({
@@ -12,6 +13,7 @@ const site = served({
     insert into items select i, i % 10, 'item ' || i, i % 2 = 0, i / 3.0, i * 10000000000, i % 100, i / 7.0, '2026-01-01'::timestamptz + i * interval '1 minute',
       '2026-01-01'::date + i, i * interval '1 hour', jsonb_build_object('i', i, 'text', 'a"b\\c'), '{"a" : 1}', array['x', 'y "' || i, null], array[i, -i],
       decode('00ff', 'hex'), 'ab', 'bad', '{good}' from generate_series(1, 300) i;
+    insert into items (id, list, name) values (301, 1, e'a\\tb\\nc\\rd\\\\e\\n\\\\.\\n'), (302, 1, ''), (303, 1, '\\N'), (304, 1, ' é😀 ');
     create table "My app"."Big ""one""" (a uuid default gen_random_uuid(), "B" text, "key" int generated always as identity, title text, doc jsonb, made timestamptz default now(), done bool, n numeric, primary key ("key", a));
     insert into "My app"."Big ""one""" ("B", title, doc, done, n) select 'b' || i, 'title of ' || i, jsonb_build_object('n', i), i % 3 = 0, i / 7.0 from generate_series(1, ${rows}) i;
     call shapefeed.track('items'); call shapefeed.track('"My app"."Big ""one"""'); call shapefeed.allow_writes('items')`,
@@ -54,6 +56,57 @@ test(`${rows} rows of a table with any name: all equal, soon visible, and not fe
   await site.sql(`update ${big} set title = 'news' where "key" = 7`)
   await again.until(async () => (await again.one(`select title from ${big} where "key" = 7`)) === 'news')
   await again.close()
+})
+
+/** A database, and how many rows each COPY into it took; undefined for one that failed. */
+async function watchedDatabase() {
+  const pglite = await newDatabase()
+  const copied = []
+  const transaction = pglite.transaction.bind(pglite)
+  pglite.transaction = (work) => transaction((tx) => work({
+    ...tx,
+    query: async (sql, ...rest) => {
+      if (!sql.startsWith('copy ')) return tx.query(sql, ...rest)
+      const at = copied.push(undefined) - 1
+      const result = await tx.query(sql, ...rest)
+      copied[at] = result.affectedRows
+      return result
+    },
+  }))
+  return { pglite, copied }
+}
+
+test('rows of a first load are copied; those that are here already, or have local changes, become what they should', async () => {
+  const { rows: [{ count }] } = await site.client.query('select count(*)::int from items')
+  const plain = await watchedDatabase()
+  let client = await openClient(site, { pglite: plain.pglite })
+  await client.follow({ table: 'items' })
+  assert.ok(plain.copied.length === 1 && plain.copied[0] > 300, `${plain.copied}`)
+  await client.equals('items')
+  await client.close()
+
+  const filled = await watchedDatabase()
+  const sql = `create table items (id int primary key, list int, name text); insert into items values (20, 0, 'old'), (21, 1, 'item 21')`
+  client = await openClient(site, { pglite: filled.pglite, schema: { version: 1, sql } })
+  const name = (id) => client.one('select name from items where id = $1', [id])
+  await client.follow({ table: 'items' })
+  assert.deepEqual(filled.copied, [undefined])
+  assert.equal(await name(20), 'item 20')
+  assert.equal(await client.one('select count(*)::int from items'), count)
+  await client.close()
+
+  const one = { table: 'items', where: 'id = 20' }
+  client = await openClient(site)
+  await client.follow(one)
+  client.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+  await client.query('delete from items where id = 20')
+  await client.query(`update sync.stream set "offset" = null`)
+  client = await client.reload()
+  client.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+  await client.follow(one)
+  assert.equal(await name(20), undefined, 'deleted here, which the server does not know yet')
+  await client.query('delete from sync.outbox')
+  await client.close()
 })
 
 test('a named shape has its table from its definition or from its first row', async () => {

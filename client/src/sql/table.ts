@@ -82,6 +82,17 @@ export const positionColumn = ' position'
 const recordset = (names: string[]) =>
   `json_to_recordset($1::json) as r(${[...names, positionColumn].map((name) => `${quote(name)} text`).join(', ')})`
 
+/** Rows in COPY's text format. */
+export function copyText(names: string[], rows: readonly Record<string, string | null>[]): string {
+  return rows.map((row) => `${names.map((name) => copyValue(row[name])).join('\t')}\n`).join('')
+}
+
+const copyEscapes: Record<string, string> = { '\\': '\\\\', '\t': '\\t', '\n': '\\n', '\r': '\\r' }
+
+function copyValue(value: string | null | undefined): string {
+  return value?.replace(/[\\\t\n\r]/g, (found) => copyEscapes[found] as string) ?? '\\N'
+}
+
 /** Types without an equality operator are compared as text. */
 const withoutEquality = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])?$/
 
@@ -101,6 +112,11 @@ export class Statements {
     const changed = others.length ? ` where (${tuple('t')}) is distinct from (${tuple('excluded')})` : ''
     return `insert into ${relation} as t (${columnList(names)}) select ${names.map((name) => this.#typed(name)).join(', ')}
       from ${recordset(names)} ${shared ? `where ${this.#isNewest(names)}` : ''} ${onConflict(key, others, changed)}`
+  }
+
+  /** Takes rows as `copyText` writes them. None of them is there. */
+  copy(names: string[]): string {
+    return `copy ${this.table.relation} (${columnList(names)}) from '/dev/blob'`
   }
 
   /** Sets the given columns of rows that are there. */
