@@ -14,10 +14,11 @@ let services
 
 /** A stock curl: { status, headers, body }. */
 async function curl(...words) {
-  const { stdout } = await promisify(execFile)('curl', ['-sS', '-D', '/dev/stderr', '-o', '-', '-w', '%{stderr}status %{http_code}', ...words],
-    { encoding: 'buffer', maxBuffer: 1 << 30 }).then(({ stdout, stderr }) => ({ stdout: { body: stdout, head: stderr.toString() } }))
-  const headers = Object.fromEntries([...stdout.head.matchAll(/^([\w-]+): (.*?)\r?$/gm)].map(([, name, value]) => [name.toLowerCase(), value]))
-  return { status: Number(/status (\d+)$/.exec(stdout.head)[1]), headers, body: stdout.body }
+  const { stdout } = await promisify(execFile)('curl', ['-sS', '-i', ...words], { encoding: 'buffer', maxBuffer: 1 << 30 })
+  const end = stdout.indexOf('\r\n\r\n')
+  const [first, ...lines] = stdout.subarray(0, end).toString().split('\r\n')
+  const headers = Object.fromEntries(lines.map((line) => /^(.*?): (.*)$/.exec(line)).map(([, name, value]) => [name.toLowerCase(), value]))
+  return { status: Number(first.split(' ')[1]), headers, body: stdout.subarray(end + 4) }
 }
 
 const json = async (...words) => JSON.parse((await curl(...words)).body)
@@ -25,6 +26,19 @@ const psql = async (sql, container = services.postgres) =>
   (await container.exec('psql', '-X', '-A', '-t', '-q', '-v', 'ON_ERROR_STOP=1', '-U', 'postgres', '-d', 'shapefeed', '-c', sql)).trim()
 const head = async () => Number(await psql('select head from shapefeed.status'))
 const rowsOf = (messages) => messages.filter((it) => it.value).map((it) => it.value)
+
+/** Rows of a table from the first request up to date, as they come. */
+async function rowsUpToNow(base, table) {
+  const rows = []
+  let place = 'offset=-1'
+  for (;;) {
+    const { headers, body } = await curl(`${base}/v1/shape?table=${table}&${place}`)
+    const messages = JSON.parse(body)
+    rows.push(...rowsOf(messages))
+    if (messages.some((it) => it.headers.control === 'up-to-date')) return rows
+    place = `handle=${headers['electric-handle']}&offset=${headers['electric-offset']}`
+  }
+}
 
 before(async () => {
   removeVolumes()
@@ -121,7 +135,7 @@ test('without Postgres the sidecar is not healthy; Postgres goes on where it was
   await services.sidecar.healthy()
   await psql("insert into notes values (4, 'four')")
   await waitFor(async () => await head() > position, { what: 'the position moves' })
-  await waitFor(async () => rowsOf(await json(`${direct}/v1/shape?table=notes&offset=-1`)).length === 4, { what: 'the shape has it' })
+  await waitFor(async () => (await rowsUpToNow(direct, 'notes')).length === 4, { what: 'the shape has it' })
 })
 
 test('the sidecar and nginx stop when they are told to', async () => {
@@ -134,7 +148,7 @@ test('Postgres preloads the library in a new data folder with options of one\'s 
   const { environment, healthcheck } = compose.services.postgres
   const folder = '/var/lib/postgresql/other'
   const start = async (options) => {
-    const container = new Container('postgres', { healthcheck, environment: { ...environment, PGDATA: folder }, ...options }).start()
+    const container = new Container('postgres', { healthcheck, environment: { ...environment, PGDATA: folder }, volumes: [`other:${folder}`], ...options }).start()
     await container.healthy()
     return container
   }

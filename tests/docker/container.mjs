@@ -1,7 +1,7 @@
 // Runs what scripts/test-docker has built as a container engine would: file system, user, environment, program, volumes and
 // checks of health as the image and compose.yaml say. All share one network, which the caller has made for them.
 import { execFile, execFileSync, spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { parse } from 'yaml'
@@ -15,7 +15,7 @@ export const compose = parse(readFileSync(composeFile, 'utf8'))
 /** The file system of an image. */
 export const rootOf = (image) => realpathSync(join(store, 'roots', image))
 /** Its settings: User, Env, Entrypoint, Cmd, Healthcheck, StopSignal, … */
-export const settingsOf = (image) => JSON.parse(readFileSync(join(store, 'roots', `${image}.json`), 'utf8'))
+export const settingsOf = (image) => JSON.parse(readFileSync(join(store, 'roots', `${image}.json`), 'utf8')).Docker.config
 
 // What engines add where an image does not say it.
 const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
@@ -61,6 +61,7 @@ export class Container {
     this.settings = settingsOf(image)
     this.argv = [...(this.settings.Entrypoint ?? []), ...(command ?? this.settings.Cmd ?? [])]
     this.environment = [PATH, ...(this.settings.Env ?? []), ...Object.entries(environment).map(([name, value]) => `${name}=${value}`)]
+    this.logFile = join(store, `${image}.log`)
     this.check = healthcheck?.test ?? this.settings.Healthcheck?.Test
     furnish(this.fs)
     for (const volume of volumes) mountVolume(this.fs, volume)
@@ -75,15 +76,21 @@ export class Container {
   }
 
   start() {
-    this.log = ''
-    this.child = spawn('unshare', ['--pid', '--fork', '--kill-child', ...this.words(), ...this.argv], { stdio: ['ignore', 'pipe', 'pipe'] })
-    for (const stream of [this.child.stdout, this.child.stderr]) stream.on('data', (bytes) => { this.log += bytes })
+    // A file, because /dev/stdout cannot be opened where it is a socket, which is what pipes are here.
+    const log = openSync(this.logFile, 'w')
+    this.child = spawn('unshare', ['--pid', '--fork', '--kill-child', ...this.words(), ...this.argv], { stdio: ['ignore', log, log] })
+    closeSync(log)
     this.running = true
     this.exited = new Promise((done) => this.child.once('exit', (code, signal) => {
       this.running = false
       done(code ?? signal)
     }))
     return this
+  }
+
+  /** What it has said since its start. */
+  get log() {
+    return readFileSync(this.logFile, 'utf8')
   }
 
   /** Its process 1, as it is seen from here. */
@@ -110,6 +117,7 @@ export class Container {
 
   /** As `docker stop` does, which kills after ten seconds. */
   async stop() {
+    if (!this.running) throw new Error(`${this.argv[0]} has ended by itself: ${this.log}`)
     process.kill(this.pid, this.settings.StopSignal || 'SIGTERM')
     const timer = setTimeout(() => this.child.kill('SIGKILL'), 10_000)
     const code = await this.exited
