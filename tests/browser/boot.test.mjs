@@ -36,7 +36,7 @@ test('the app opens the first time, again, and without a network, with the rows 
   await opened(tab)
   const offline = await times(tab)
   assert.ok((await query(tab, 'select count(*)::int as n from folders'))[0].n > 50, 'folders are there')
-  assert.equal(await tab.locator('[data-online]').getAttribute('data-online'), 'false')
+  await tab.waitForSelector('[data-online="false"]')
   t.diagnostic(JSON.stringify({ cold, warm, offline, bytesOfThePage: bytes }))
   assert.deepEqual(browser.errors, [])
   await browser.close()
