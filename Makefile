@@ -1,5 +1,5 @@
 # Everything that one does here. The recipes are in scripts/, the settings in the environment.
-.PHONY: help demo build test test-cassert test-valgrind lint bench package clean
+.PHONY: help demo build test test-cassert test-docker test-valgrind lint bench package clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -20,7 +20,10 @@ test-cassert: ## the same against a Postgres that is built with assertions (long
 test-valgrind: ## the SQL regression suite under valgrind (long)
 	@scripts/test-valgrind
 
-lint: build ## rustfmt, clippy, shell, JavaScript, SQL
+test-docker: ## builds the images of docker/ and runs them, without Docker or a registry (as root; long)
+	@scripts/test-docker
+
+lint: build ## rustfmt, clippy, shell, JavaScript, TypeScript, SQL
 	@scripts/lint
 
 bench: build ## the figures in the README, each with its target

@@ -82,10 +82,12 @@ export class Network {
 
   /** Asks for another token, once for all who were refused the same. False if there is none. */
   async #otherToken(refused: string | undefined): Promise<boolean> {
-    const current = await this.#token?.catch(() => undefined)
-    if (current !== refused) return true
-    const asked = Promise.resolve(this.options.getToken?.(refused))
-    this.#token = asked.catch(() => refused)
+    const current = this.#token
+    if (await current?.catch(() => undefined) !== refused) return true
+    if (this.#token === current) {
+      const asked = Promise.resolve(this.options.getToken?.(refused))
+      this.#token = asked.catch(() => refused)
+    }
     return (await this.#token) !== refused
   }
 
@@ -107,13 +109,15 @@ export class HttpError extends Error {
 
 export async function troubleOf(answer: Response): Promise<HttpError> {
   const text = await answer.text().catch(() => '')
-  let message: unknown
+  let told: unknown = text
   try {
-    message = (JSON.parse(text) as { message?: unknown }).message
+    const { message, error } = JSON.parse(text) as { message?: unknown; error?: unknown }
+    told = message ?? error
   } catch {
-    message = text
+    // No JSON: the text itself.
   }
-  return new HttpError(answer.status, `${answer.status} ${String(message || answer.statusText).slice(0, 500)}`)
+  const message = typeof told === 'string' && told !== '' ? told : answer.statusText
+  return new HttpError(answer.status, `${answer.status} ${message.slice(0, 500)}`)
 }
 
 function retryAfter(answer: Response): number {

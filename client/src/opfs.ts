@@ -43,10 +43,10 @@ async function openFolder(name: string): Promise<Directory> {
   return await top.getDirectoryHandle(name.replace(/^\//, ''), { create: true }) as Directory
 }
 
-/** This worker can keep a database in OPFS. */
-export function hasOpfs(): boolean {
-  return typeof navigator.storage?.getDirectory === 'function' && typeof FileSystemFileHandle === 'function'
-    && 'createSyncAccessHandle' in FileSystemFileHandle.prototype
+/** This worker can keep a database in OPFS. Some browsers have it, but not in private windows. */
+export async function hasOpfs(): Promise<boolean> {
+  if (typeof FileSystemFileHandle !== 'function' || !('createSyncAccessHandle' in FileSystemFileHandle.prototype)) return false
+  return navigator.storage.getDirectory().then(() => true, () => false)
 }
 
 /**

@@ -41,6 +41,7 @@ export class Outbox {
   readonly #work = new Notifier()
   readonly #stop = new AbortController()
   #ended: Promise<void> = Promise.resolve()
+  #again: AbortController | undefined
   #asked = false
   #one = false
 
@@ -61,16 +62,23 @@ export class Outbox {
     this.#work.fire()
   }
 
+  /** What waits for an answer is made anew: rows have other keys. */
+  restart(): void {
+    this.#again?.abort()
+  }
+
   async #run(signal: AbortSignal): Promise<void> {
     for (let attempt = 1; !signal.aborted;) {
       this.#asked = false
+      const again = this.#again = new AbortController()
       try {
-        const more = await this.#step(signal)
+        const more = await this.#step(AbortSignal.any([signal, again.signal]))
         this.#report(undefined)
         attempt = 1
         if (!more && !this.#asked) await this.#work.wait(interval, signal)
       } catch (error) {
         if (signal.aborted) return
+        if (again.signal.aborted) continue
         this.#report(error)
         await this.context.network.pause(attempt++, signal).catch(() => {})
       }

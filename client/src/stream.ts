@@ -4,7 +4,7 @@ import type { PGlite } from '@electric-sql/pglite'
 import { MismatchError, applyBatch, advanceOnly, writing } from './apply.js'
 import { type ShapeMessage, hasControl } from './fold.js'
 import { HttpError, type Network } from './network.js'
-import { type PreparedTable, type ServerSchema, prepareTable, relationIn, relationOf } from './tables.js'
+import { type PreparedTable, type ServerSchema, captureEarly, prepareTable, relationIn, relationOf } from './tables.js'
 import type { ShapeDefinition, ShapeStatus, SyncError } from './types.js'
 import { Notifier } from './wait.js'
 
@@ -16,6 +16,8 @@ export interface StreamContext {
   params: Readonly<Record<string, string>>
   /** Local changes may be confirmed by what was applied. */
   applied: () => void
+  /** Rows left a shape that is followed. */
+  left: () => void
 }
 
 interface StreamRow {
@@ -26,9 +28,13 @@ interface StreamRow {
   synced_ms: number | null
 }
 
+const streamColumns = 'id, handle, "offset", position::text, extract(epoch from last_synced)::float8 * 1000 as synced_ms'
+
 /** A stream's run from one stored offset on; it ends with a failure or by its signal. */
 interface Run {
   row: StreamRow
+  /** The shape is followed; else the run ends when it is up to date, and the status says nothing of it. */
+  follows: boolean
   signal: AbortSignal
   schemas: Map<string, ServerSchema>
   /** Parts of a snapshot that the protocol client has asked for, by handle and offset. */
@@ -40,7 +46,10 @@ interface Run {
 export class ShapeFollower {
   status: ShapeStatus = { status: 'stopped', isUpToDate: false }
   readonly changed = new Notifier()
+  /** Resolves when what is written to its table is captured. */
+  captured: Promise<void> = Promise.resolve()
   #stop: AbortController | undefined
+  #catching: AbortController | undefined
   #ended: Promise<void> = Promise.resolve()
   #run: Run | undefined
 
@@ -48,20 +57,43 @@ export class ShapeFollower {
 
   start(): void {
     if (this.#stop) return
+    this.#catching?.abort()
     const stop = new AbortController()
     this.#stop = stop
     this.#set({ status: 'loading' })
-    this.#ended = this.#ended.then(() => this.#follow(stop.signal)).catch((error: unknown) => {
+    this.captured = this.#capture().catch(() => {}) // what is wrong with it is told with the first answer
+    this.#ended = Promise.all([this.#ended, this.captured]).then(() => this.#follow(stop.signal)).catch((error: unknown) => {
       if (!stop.signal.aborted) this.#set({ status: 'waiting', error: asSyncError(error) })
     })
   }
 
   /** Resolves when nothing of it is under way any more. */
   stop(): Promise<void> {
+    this.#catching?.abort()
     this.#stop?.abort()
     this.#stop = undefined
     this.#set({ status: 'stopped' })
     return this.#ended
+  }
+
+  /** Brings the rows of a shape that is not followed up to date, unless it is followed meanwhile. Rejects with what fails. */
+  catchUp(): Promise<void> {
+    if (this.#stop) return Promise.resolve()
+    const catching = new AbortController()
+    this.#catching = catching
+    const caught = this.#ended.then(() => (catching.signal.aborted ? undefined : this.#once(catching.signal, false)))
+    this.#ended = caught.catch(() => {})
+    return caught
+  }
+
+  /** Removes its rows that no other shape has, unless it is followed meanwhile. */
+  forget(): Promise<void> {
+    this.#catching?.abort()
+    const forgotten = this.#ended.then(async () => {
+      if (!this.#stop) await this.#call('forget')
+    })
+    this.#ended = forgotten.catch(() => {})
+    return forgotten
   }
 
   /** Asks the server at once how far it is, instead of waiting for news. */
@@ -78,26 +110,28 @@ export class ShapeFollower {
     for (let attempt = 1; !signal.aborted; attempt++) {
       let failure: unknown
       try {
-        await this.#once(signal, () => (attempt = 1))
+        await this.#once(signal, true, () => (attempt = 1))
       } catch (error) {
         failure = error
       }
       if (signal.aborted) break
       this.#set({ status: 'waiting', error: asSyncError(failure) })
       await this.context.network.pause(attempt, signal).catch(() => {})
-      if (failure instanceof MismatchError) await this.#startOver()
+      if (failure instanceof MismatchError) await this.#call('start_over')
     }
     await this.#setActive(false)
   }
 
-  async #once(signal: AbortSignal, progress: () => void): Promise<void> {
-    const row = await this.#setActive(true)
-    if (row.offset === null) await this.#startOver()
-    this.#set({ isUpToDate: row.position !== null && row.synced_ms !== null, lastSynced: row.synced_ms ?? undefined })
+  async #once(signal: AbortSignal, follows: boolean, progress: () => void = () => {}): Promise<void> {
+    const row = follows ? await this.#setActive(true) : await this.#kept()
+    if (!row) return
+    if (row.offset === null) await this.#call('start_over')
+    if (follows) this.#set({ isUpToDate: row.position !== null && row.synced_ms !== null, lastSynced: row.synced_ms ?? undefined })
+    if (signal.aborted) return
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, signal: abort.signal, schemas: new Map(), bodies: new Map() }
+    const run: Run = { row, follows, signal: abort.signal, schemas: new Map(), bodies: new Map() }
     try {
       await this.#read(run, progress)
     } finally {
@@ -107,11 +141,11 @@ export class ShapeFollower {
     }
   }
 
-  /** Reads until something fails (rejects) or the signal says stop (resolves), and nothing is being applied any more. */
+  /** Reads until something fails (rejects), or the signal says stop or there is no more (resolves), and nothing is being applied any more. */
   async #read(run: Run, progress: () => void): Promise<void> {
     let applying: Promise<void> = Promise.resolve()
     await new Promise<void>((resolve, reject) => {
-      const client = this.#client(run, reject)
+      const client = this.#client(run, resolve, reject)
       run.client = client
       this.#run = run
       run.signal.addEventListener('abort', () => resolve())
@@ -124,21 +158,26 @@ export class ShapeFollower {
     }).finally(() => applying)
   }
 
-  #client(run: Run, fail: (error: unknown) => void): ShapeStream<Row> {
+  #client(run: Run, end: () => void, fail: (error: unknown) => void): ShapeStream<Row> {
     const { url, params, network } = this.context
     const { row } = run
+    const request = async (input: string | URL | Request, init?: RequestInit) => {
+      if (!run.follows && isLive(input)) end()
+      const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
+      return describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
+    }
     return new ShapeStream<Row>({
       url: `${url}/v1/shape`,
       params: { ...requestParams(this.definition), ...params } as never,
       ...(row.offset !== null && row.handle !== null ? { offset: row.offset as `${number}_${number}`, handle: row.handle } : {}),
       signal: run.signal,
       onError: (error) => fail(error),
-      fetchClient: async (input, init) => describe(run, await network.request(input as string, init, (trouble) => this.#trouble(run, trouble))),
+      fetchClient: request,
     })
   }
 
   #trouble(run: Run, trouble: Error | undefined): void {
-    if (run.signal.aborted) return
+    if (run.signal.aborted || !run.follows) return
     if (trouble) this.#set({ status: 'waiting', error: asSyncError(trouble) })
     else if (this.status.error) this.#set({ status: this.status.isUpToDate ? 'live' : 'loading', error: undefined })
   }
@@ -147,16 +186,17 @@ export class ShapeFollower {
     const messages = messagesOf(run, received, at)
     if (hasControl(messages, 'must-refetch')) {
       run.bodies.clear()
-      await this.#startOver()
-      this.#set({ status: 'loading', isUpToDate: false })
+      await this.#call('start_over')
+      if (run.follows) this.#set({ status: 'loading', isUpToDate: false })
       return
     }
     const table = await this.#tableFor(run, messages, at.handle)
     const batch = { stream: run.row.id, ...at, messages }
     if (table) await applyBatch(this.context.pglite, { ...batch, table })
     else await advanceOnly(this.context.pglite, batch)
-    if (hasControl(messages, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
+    if (run.follows && hasControl(messages, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
     this.context.applied()
+    if (run.follows && messages.some(({ headers }) => headers.operation === 'delete')) this.context.left()
   }
 
   /** The local table, once for each handle. A named shape's is known with its first row, or from the definition. */
@@ -175,16 +215,29 @@ export class ShapeFollower {
     return table
   }
 
+  async #kept(): Promise<StreamRow | undefined> {
+    const { rows } = await this.context.pglite.query<StreamRow>(`select ${streamColumns} from sync.stream where definition = $1`, [JSON.stringify(this.definition)])
+    return rows[0]
+  }
+
+  /** Captures from now on what is written to its table, where that is the application's own: the shape's first answer may come late. */
+  async #capture(): Promise<void> {
+    const relation = relationIn(this.definition)
+    if (relation) await captureEarly(this.context.pglite, relation)
+  }
+
   async #setActive(active: boolean): Promise<StreamRow> {
     const { rows } = await this.context.pglite.query<StreamRow>(`insert into sync.stream (definition, active) values ($1, $2)
-      on conflict (definition) do update set active = excluded.active
-      returning id, handle, "offset", position::text, extract(epoch from last_synced)::float8 * 1000 as synced_ms`,
+      on conflict (definition) do update set active = excluded.active,
+        released = case when stream.active and not excluded.active then now() else stream.released end
+      returning ${streamColumns}`,
     [JSON.stringify(this.definition), active])
     return rows[0] as StreamRow
   }
 
-  async #startOver(): Promise<void> {
-    await writing(this.context.pglite, (tx) => tx.query('select sync.start_over(id) from sync.stream where definition = $1', [JSON.stringify(this.definition)]))
+  /** Calls a function of schema `sync` that takes a stream. */
+  async #call(name: 'start_over' | 'forget'): Promise<void> {
+    await writing(this.context.pglite, (tx) => tx.query(`select sync.${name}(id) from sync.stream where definition = $1`, [JSON.stringify(this.definition)]))
   }
 
   #set(change: Partial<ShapeStatus>): void {
@@ -193,6 +246,9 @@ export class ShapeFollower {
     if (JSON.stringify(this.status) !== before) this.changed.fire()
   }
 }
+
+/** Who waits for news has all that there is. */
+const isLive = (input: string | URL | Request): boolean => new URL(input instanceof Request ? input.url : input).searchParams.has('live')
 
 /**
  * Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them.

@@ -5,10 +5,11 @@ import { liveQuery } from './live.js'
 import { listen } from './listen.js'
 import { Network } from './network.js'
 import { Outbox, outboxChannel } from './outbox.js'
+import { Keeper } from './keep.js'
 import { install } from './sql/install.js'
 import { writing } from './apply.js'
 import { ShapeFollower } from './stream.js'
-import { migrate } from './tables.js'
+import { migrate, schemaChannel } from './tables.js'
 import type {
   Database, LivePGlite, Rejection, ShapeDefinition, ShapeHandle, ShapeStatus, Sync, SyncOptions, SyncStatus, Unsubscribe,
 } from './types.js'
@@ -16,6 +17,9 @@ import { Notifier } from './wait.js'
 
 /** How long shapes have for what was written before they are asked how far they are, in milliseconds. */
 const confirmationDelay = 250
+
+/** How long shapes are kept if the application says nothing, in milliseconds. */
+const keepFor = 30 * 86_400_000
 
 /** Installs schema `sync` and the application's schema: what a prebuilt data directory has. `createSync` does it as well. */
 export async function prepareDatabase(pglite: PGlite, schema?: SyncOptions['schema']): Promise<void> {
@@ -36,13 +40,13 @@ export async function prepareDatabase(pglite: PGlite, schema?: SyncOptions['sche
 export async function createSync(options: SyncOptions): Promise<Sync> {
   const pglite = options.pglite ?? await PGlite.create({ dataDir: options.dataDir, extensions: { live } })
   await prepareDatabase(pglite, options.schema)
-  await pglite.exec('update sync.meta set client_id = coalesce(client_id, gen_random_uuid()); update sync.stream set active = false where active')
+  await pglite.exec('update sync.meta set client_id = coalesce(client_id, gen_random_uuid()); update sync.stream set active = false, released = now() where active')
   const sync = new LocalSync(options, pglite as PGlite & LivePGlite)
   await sync.start()
   return sync
 }
 
-/** A shape that is followed, with its handles counted. */
+/** A shape that is followed or kept, with its handles counted. */
 interface Followed {
   follower: ShapeFollower
   handles: number
@@ -52,6 +56,7 @@ class LocalSync implements Sync {
   readonly db: Database
   readonly #network: Network
   readonly #outbox: Outbox
+  readonly #keeper: Keeper
   readonly #shapes = new Map<string, Followed>()
   readonly #changed = new Notifier()
   readonly #url: string
@@ -62,7 +67,7 @@ class LocalSync implements Sync {
   #closed = false
 
   constructor(private readonly options: SyncOptions, readonly pglite: PGlite & LivePGlite) {
-    this.db = databaseOf(pglite)
+    this.db = databaseOf(pglite, () => Promise.all([...this.#shapes.values()].map(({ follower }) => follower.captured)))
     this.#url = options.url.replace(/\/+$/, '')
     this.#network = new Network(options)
     this.#outbox = new Outbox({
@@ -73,31 +78,41 @@ class LocalSync implements Sync {
       guarded: options.rejectIfChanged ?? [],
       applied: (tables) => this.#confirmSoon(tables),
     })
+    this.#keeper = new Keeper({
+      pglite,
+      keepFor: options.keepFor ?? keepFor,
+      catchUp: (definition) => this.#followed(definition).follower.catchUp(),
+      forget: (definition) => this.#forget(this.#followed(definition)),
+      onError: this.#report,
+    })
   }
 
   async start(): Promise<void> {
     this.#cleanups.push(
-      this.#network.changed.on(() => this.#changed.fire()),
-      this.#outbox.changed.on(() => this.#count()),
+      this.#network.changed.on(() => {
+        this.#changed.fire()
+        if (this.#network.state.online) this.#keeper.look()
+      }),
+      this.#outbox.changed.on(() => void this.#count()),
       await listen(this.pglite, outboxChannel, () => {
         this.#outbox.wake()
-        this.#count()
+        void this.#count()
       }),
+      await listen(this.pglite, schemaChannel, () => this.#outbox.restart()),
       listenToNetwork(() => this.wake()),
     )
     await this.#count()
     this.#outbox.start()
+    this.#keeper.start()
   }
 
   shape(definition: ShapeDefinition): ShapeHandle {
-    const key = canonical(definition)
-    const followed = this.#shapes.get(key) ?? { follower: this.#follower(definition), handles: 0 }
-    this.#shapes.set(key, followed)
+    const followed = this.#followed(definition)
     followed.handles++
     followed.follower.start()
     return new Handle(followed.follower, () => {
       if (--followed.handles > 0) return
-      followed.follower.stop().catch(this.#report)
+      followed.follower.stop().then(() => this.#keeper.released(), this.#report)
     })
   }
 
@@ -130,12 +145,14 @@ class LocalSync implements Sync {
   }
 
   async forget(definition: ShapeDefinition): Promise<void> {
-    const key = canonical(definition)
-    const followed = this.#shapes.get(key)
-    if (followed?.handles) throw new Error('the shape is followed: release its handles first')
-    await followed?.follower.stop()
-    this.#shapes.delete(key)
-    await writing(this.pglite, (tx) => tx.query('select sync.forget(id) from sync.stream where definition = $1', [JSON.stringify(definition)]))
+    const followed = this.#followed(definition)
+    if (followed.handles > 0) throw new Error('the shape is followed: release its handles first')
+    await this.#forget(followed)
+  }
+
+  async #forget(followed: Followed): Promise<void> {
+    await followed.follower.forget()
+    if (followed.handles === 0) this.#shapes.delete(canonical(followed.follower.definition))
   }
 
   wake(): void {
@@ -153,21 +170,30 @@ class LocalSync implements Sync {
     if (this.#closed) return
     this.#closed = true
     clearTimeout(this.#confirmation)
+    const kept = this.#keeper.stop()
     await Promise.all([...this.#shapes.values()].map(({ follower }) => follower.stop()))
     await this.#outbox.stop()
+    await kept
     await this.#counting
     for (const cleanup of this.#cleanups) await cleanup()
     if (!this.options.pglite) await this.pglite.close()
   }
 
-  #follower(definition: ShapeDefinition): ShapeFollower {
-    return new ShapeFollower({
+  #followed(definition: ShapeDefinition): Followed {
+    const key = canonical(definition)
+    const known = this.#shapes.get(key)
+    if (known) return known
+    const follower = new ShapeFollower({
       pglite: this.pglite,
       network: this.#network,
       url: this.#url,
       params: this.options.params ?? {},
       applied: () => this.#changed.fire(),
+      left: () => this.#keeper.look(),
     }, definition)
+    const followed = { follower, handles: 0 }
+    this.#shapes.set(key, followed)
+    return followed
   }
 
   /** What was written without a visible effect on a shape is confirmed by the shape's position: ask for it. */
@@ -238,16 +264,24 @@ class Handle implements ShapeHandle {
   }
 }
 
-function databaseOf(pglite: PGlite): Database {
+/** Nothing is written before the tables of shapes that are followed are captured. */
+function databaseOf(pglite: PGlite, captured: () => Promise<unknown>): Database {
   return {
-    query: <T>(sql: string, params?: unknown[]) => pglite.query<T>(sql, params),
+    query: async <T>(sql: string, params?: unknown[]) => {
+      await captured()
+      return pglite.query<T>(sql, params)
+    },
     // PGlite writes to disk after a query, but not after a transaction's COMMIT.
     transaction: async <T>(work: (tx: Transaction) => Promise<T>) => {
+      await captured()
       const result = await pglite.transaction(work)
       await pglite.syncToFs()
       return result
     },
-    exec: (sql: string) => pglite.exec(sql) as Promise<Results[]>,
+    exec: async (sql: string) => {
+      await captured()
+      return pglite.exec(sql) as Promise<Results[]>
+    },
   }
 }
 

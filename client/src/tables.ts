@@ -20,7 +20,8 @@ export const schemaChannel = 'sync_schema'
 
 /**
  * Makes the table of a shape, or lets it follow what the server has by now. A column that is new on the server is added to a table
- * that was made here, one that has another type is made anew from what can be read of it; one that the server has dropped stays.
+ * that was made here, one that has another type is made anew from what can be read of it; one that the server has dropped stays. With
+ * another primary key its rows come anew.
  */
 export function prepareTable(pglite: PGlite, stream: number, relation: [schema: string, table: string], schema: ServerSchema): Promise<PreparedTable> {
   return writing(pglite, async (tx) => {
@@ -33,10 +34,16 @@ export function prepareTable(pglite: PGlite, stream: number, relation: [schema: 
     const generated = known.rows[0]?.generated ?? before === undefined
     if (!before) await tx.exec(`create schema if not exists ${quote(relation[0])}; ${createTable({ ...names, columns: served, key, generated })}`)
     else if (generated) await follow(tx, before, served)
-    const after = await localTable(tx, names)
+    let after = await localTable(tx, names)
+    const isRekeyed = generated && after?.key.join() !== key.join()
+    if (isRekeyed) {
+      await tx.query('select sync.rekey($1, $2)', [names.name, key])
+      after = await localTable(tx, names)
+    }
     if (!after || after.key.join() !== key.join()) throw new Error(`primary key of ${names.name}: (${key}) on the server, (${after?.key ?? ''}) here`)
     const table = { ...after, generated }
     if (await register(tx, table)) await tx.query(`select pg_notify('${schemaChannel}', '')`)
+    if (isRekeyed) await tx.query('select sync.resume($1)', [names.name])
     const columns = Object.keys(schema).filter((name) => table.columns.some((column) => column.name === name))
     await assign(tx, stream, table, columns)
     return { table, unknownColumns: Object.keys(schema).filter((name) => !columns.includes(name)) }
@@ -94,6 +101,17 @@ async function register(tx: Transaction, table: Table): Promise<boolean> {
   [table.name, table.relation, table.key, columns, table.generated])
   if (rows.length) await tx.exec(tableFunctions(table))
   return rows.length > 0
+}
+
+/** Has what is written to a table that is there captured, before it is known what the server says of it. */
+export async function captureEarly(pglite: PGlite, relation: [schema: string, table: string]): Promise<void> {
+  const names = tableNames(...relation)
+  const known = await pglite.query('select 1 from sync.shape_table where name = $1', [names.name])
+  if (known.rows.length) return
+  await writing(pglite, async (tx) => {
+    const table = await localTable(tx, names)
+    if (table?.key.length) await register(tx, { ...table, generated: false })
+  })
 }
 
 /** Ties a stream to its table. From the second stream of a table on, sync.row_shape says whose rows are whose. */

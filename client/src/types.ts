@@ -60,7 +60,10 @@ export interface ShapeHandle extends ShapeStatus {
   subscribe(callback: (status: ShapeStatus) => void): () => void
   /** Resolves when the shape is up to date, for the first time or again. */
   upToDate(): Promise<void>
-  /** Lets go of it. Its rows stay, and the next handle of the same shape goes on where this one ends. */
+  /**
+   * Lets go of it. Its rows stay for `keepFor`, and are brought up to date now and then; the next handle of the same shape goes on
+   * where they are.
+   */
   release(): void
 }
 
@@ -172,6 +175,12 @@ export interface SyncOptions {
   schema?: LocalSchema
   /** Tables whose changed rows are rejected if the server's row is not what was changed here. @default none: columns are merged */
   rejectIfChanged?: readonly string[]
+  /**
+   * How long rows of a shape that nobody follows stay, in milliseconds. Those that the user may not see any more go as soon as the
+   * server says so.
+   * @default 30 days
+   */
+  keepFor?: number
   /** Parameters of every request, such as `secret`. */
   params?: Readonly<Record<string, string>>
   /** @default the global one */

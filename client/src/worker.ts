@@ -1,19 +1,16 @@
 /** The worker's side: the database, streams and the sender of one user, in whichever tab's worker is the leader. */
-import { PGlite } from '@electric-sql/pglite'
-import { live } from '@electric-sql/pglite/live'
+import type { PGlite } from '@electric-sql/pglite'
+import { MemfsFrontendFS } from '@electric-sql/pglite/memfs-frontend'
 import { worker } from '@electric-sql/pglite/worker'
+import { openOn } from './durable.js'
 import { createSync } from './index.js'
+import { IndexedDbBackend, isInIndexedDb } from './indexeddb.js'
 import { hasOpfs, opfsFolder } from './opfs.js'
 import { TabHost } from './tab-host.js'
-import type { LocalSchema, SyncOptions } from './types.js'
+import type { SyncOptions } from './types.js'
 
 /** Options of `serveSync`: what cannot be sent to a worker, and what is the same for all users. */
-export interface WorkerOptions {
-  /** The application's own tables, views and indexes. */
-  schema?: LocalSchema
-  /** @default the global one */
-  fetch?: typeof fetch
-}
+export type WorkerOptions = Pick<SyncOptions, 'schema' | 'rejectIfChanged' | 'keepFor' | 'fetch'>
 
 /** What a tab sends along. */
 export interface WorkerMeta {
@@ -58,13 +55,16 @@ function unhandled(): Promise<never> {
   return failure
 }
 
-/** Strictly durable in OPFS; where a worker cannot write there, in IndexedDB. */
 async function openDatabase(id: string) {
-  const extensions = { live }
-  if (!hasOpfs()) return PGlite.create({ dataDir: `idb://${id}`, extensions })
-  const { fs, isNew } = await opfsFolder(id)
-  const loadDataDir = isNew ? await fetchNewDatabase() : undefined
-  return PGlite.create({ fs, extensions, ...(loadDataDir && { loadDataDir }) })
+  const { fs, isNew } = await storageOf(id)
+  return openOn(fs, isNew ? await fetchNewDatabase() : undefined)
+}
+
+/** In OPFS; where a worker cannot write there, in IndexedDB. */
+async function storageOf(id: string): Promise<{ fs: MemfsFrontendFS; isNew: boolean }> {
+  if (await hasOpfs() && !await isInIndexedDb(id)) return opfsFolder(id)
+  const backend = new IndexedDbBackend(id)
+  return { fs: new MemfsFrontendFS(backend), isNew: !(await backend.hasDatabase()) }
 }
 
 async function fetchNewDatabase(): Promise<Blob | undefined> {

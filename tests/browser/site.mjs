@@ -1,28 +1,38 @@
 // The demo app as `make demo` has it, and browsers that open it.
 import { execFile, execFileSync } from 'node:child_process'
-import { cpSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before } from 'node:test'
 import { promisify } from 'node:util'
 import { chromium } from 'playwright-core'
 import { freshDatabase, root, scratchDir, startCluster, startProxy, startSidecar, waitFor } from '../lib/index.mjs'
 import { atExit } from '../lib/cleanup.mjs'
+import { token } from '../lib/jwt.mjs'
 import { startGate } from './gate.mjs'
 
 const executablePath = process.env.SHAPEFEED_CHROMIUM ?? join(root, '.local/chromium/chromium')
 const secret = 'a secret of the tests, of 32 bytes and more'
 const run = promisify(execFile)
 
-/** The demo's page with users that have tokens, as a folder to be served. */
-function page() {
+/** A token of a user whom the demo's page does not offer. */
+export const tokenOf = (id) => token({ role: 'app', sub: String(id) }, secret)
+
+/** The demo's page with users that have tokens, as a folder to be served. `worker` changes the text of the worker. */
+function page(worker) {
   const dir = scratchDir('page')
   cpSync(join(root, 'client/demo/dist'), dir, { recursive: true })
   writeFileSync(join(dir, 'users.json'), execFileSync(process.execPath, [join(root, 'client/demo/tokens.mjs'), secret]))
+  if (worker) {
+    const assets = join(dir, 'assets')
+    const file = join(assets, readdirSync(assets).find((name) => /^sync\.worker-.*\.js$/.test(name)))
+    writeFileSync(file, worker(readFileSync(file, 'utf8')))
+    for (const compressed of ['br', 'gz']) rmSync(`${file}.${compressed}`)
+  }
   return dir
 }
 
 /** Postgres with the demo's data, and a sidecar that serves them and the page; stopped after the tests of a file. */
-export function demoSite({ flags = [], env = {} } = {}) {
+export function demoSite({ flags = [], env = {}, worker } = {}) {
   const site = {
     sql: (text) => site.database.psql(text),
     users: undefined,
@@ -38,7 +48,7 @@ export function demoSite({ flags = [], env = {} } = {}) {
     site.cluster = await startCluster()
     site.database = await freshDatabase(site.cluster)
     await run(join(root, 'scripts/sample-app'), [String(site.cluster.port), site.database.name])
-    site.page = page()
+    site.page = page(worker)
     site.users = JSON.parse(readFileSync(join(site.page, 'users.json'), 'utf8'))
     site.sidecar = await site.start()
     site.client = await site.database.connect()

@@ -1,8 +1,8 @@
-// What docker/ says fits what is in the repository. Images are built where a registry can be reached, not here.
+// What docker/ says fits what is in the repository. Whether it builds and runs is what `make test-docker` tells.
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { parse } from 'yaml'
 import { root, sidecarBinary } from '../lib/index.mjs'
@@ -19,6 +19,10 @@ function instructions(name) {
   })
 }
 
+/** A service has a check of its own, or its image has. */
+const hasCheck = ({ healthcheck, build }) =>
+  healthcheck ?? (build && instructions(basename(build.dockerfile)).some(({ name }) => name === 'HEALTHCHECK'))
+
 for (const file of dockerfiles) {
   test(`${file}: what it copies is there, and each stage has a name that exists`, () => {
     const known = /^(ARG|FROM|RUN|COPY|ENV|WORKDIR|USER|EXPOSE|HEALTHCHECK|ENTRYPOINT|CMD)$/
@@ -34,16 +38,35 @@ for (const file of dockerfiles) {
   })
 }
 
+test('the images of Rust have the version of rust-toolchain.toml', () => {
+  const [, version] = /^channel = "(.+)"$/m.exec(readFileSync(join(root, 'rust-toolchain.toml'), 'utf8'))
+  const images = dockerfiles.flatMap(instructions).filter(({ name, words }) => name === 'FROM' && words[0].startsWith('rust:'))
+  assert.ok(images.length > 0)
+  for (const { words } of images) assert.equal(words[0], `rust:${version}-bookworm`)
+})
+
+test('.dockerignore: what is copied is sent, and of a working copy nothing else', () => {
+  const lines = readFileSync(join(root, '.dockerignore'), 'utf8').split('\n').filter((line) => line && !line.startsWith('#'))
+  assert.equal(lines[0], '*', 'all that is not named')
+  const sent = lines.filter((line) => line.startsWith('!')).map((line) => line.slice(1))
+  const copied = dockerfiles.flatMap(instructions).filter(({ name, words }) => name === 'COPY' && !words[0].startsWith('--from='))
+    .flatMap(({ words }) => words.slice(0, -1).map((source) => source.split('/')[0]))
+  assert.deepEqual([...new Set(copied)].sort(), sent.sort())
+  for (const made of ['**/node_modules', 'client/dist', 'client/demo/dist']) assert.ok(lines.includes(made), made)
+})
+
 test('compose.yaml: each service waits for what there is, and for health only of what has a check', () => {
   for (const [name, service] of Object.entries(compose.services)) {
-    const { context, dockerfile } = service.build
-    assert.ok(existsSync(join(root, 'docker', context, dockerfile)), `${name}: ${dockerfile}`)
+    if (service.build) assert.ok(existsSync(join(root, 'docker', service.build.context, service.build.dockerfile)), name)
+    else assert.match(service.image, /^\w+:\w/, 'an image has a tag')
     for (const [other, { condition }] of Object.entries(service.depends_on ?? {})) {
       assert.ok(compose.services[other], `${name} waits for ${other}`)
       assert.ok(['service_healthy', 'service_completed_successfully'].includes(condition))
-      if (condition === 'service_healthy') assert.ok(compose.services[other].healthcheck, `${other} has a check`)
+      if (condition === 'service_healthy') assert.ok(hasCheck(compose.services[other]), `${other} has a check`)
     }
-    for (const volume of service.volumes ?? []) assert.ok(volume.split(':')[0] in compose.volumes, volume)
+    for (const source of (service.volumes ?? []).map((volume) => volume.split(':')[0])) {
+      assert.ok(source.startsWith('./') ? existsSync(join(root, 'docker', source)) : source in compose.volumes, source)
+    }
     for (const port of service.ports ?? []) assert.match(port, /^127\.0\.0\.1:/, 'for this machine alone')
   }
 })

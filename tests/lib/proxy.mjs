@@ -4,8 +4,8 @@ import { once } from 'node:events'
 
 /**
  * Starts it before `targetUrls`: { url, requests, refetches(), reset(), setTarget(...urls), stop() }.
- * `requests`: { method, path, params, status, startedAt, endedAt } in order of arrival; status is undefined while a
- * request is under way and 502 where the target could not be reached.
+ * `requests`: { method, path, params, status, bytes, startedAt, endedAt } in order of arrival; status is undefined while a
+ * request is under way and 502 where the target could not be reached; bytes are those of the answer, with its headers.
  * `refetches()`: { conflicts, initial }, the numbers of 409s and of requests with offset=-1.
  */
 export async function startProxy(...targetUrls) {
@@ -16,7 +16,7 @@ export async function startProxy(...targetUrls) {
 
   const server = http.createServer((request, response) => {
     const url = new URL(request.url, 'http://proxy')
-    const entry = { method: request.method, path: url.pathname, params: url.searchParams, startedAt: Date.now() }
+    const entry = { method: request.method, path: url.pathname, params: url.searchParams, bytes: 0, startedAt: Date.now() }
     requests.push(entry)
     const target = targets[turn++ % targets.length]
     const upstream = http.request({
@@ -29,8 +29,10 @@ export async function startProxy(...targetUrls) {
     })
     upstream.on('response', (answer) => {
       entry.status = answer.statusCode
+      entry.bytes = answer.rawHeaders.join(': ').length
       response.writeHead(answer.statusCode, answer.statusMessage, answer.rawHeaders).flushHeaders() // a stream may have nothing to say yet
       answer.on('error', () => response.destroy())
+      answer.on('data', (chunk) => { entry.bytes += chunk.length })
       answer.pipe(response)
     })
     upstream.on('error', () => {

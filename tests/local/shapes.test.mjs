@@ -111,6 +111,45 @@ test('what may not be seen any more goes, comes back with the right, and pending
   await equal(a)
 })
 
+test('a shape that nobody follows loses what may not be seen any more, and is forgotten where it is refused or old', async () => {
+  await site.sql('create table notes (id int primary key, v text); insert into notes values (1, \'kept\'); grant select on notes to app')
+  await site.sql(`call shapefeed.track('notes')`)
+  const mine = { table: 'todos', where: 'list = 2', columns: ['id', 'list', 'done'] }
+  const client = await site.open(1, { tables: [] })
+  const open = []
+  for (const shape of [{ table: 'members' }, mine, { table: 'notes' }]) open.push(await client.follow(shape))
+  const rows = () => client.one('select count(*)::int from todos where list = 2')
+  assert.ok(await rows())
+  const before = await client.one(`select "offset" from sync.stream where name = 'todos'`)
+  for (const handle of open.slice(1)) handle.release()
+  await site.sql(`revoke select on notes from app; delete from members where list = 2 and user_id = 1`)
+  await client.until(async () => (await rows()) === 0, () => 'rows of a kept shape stay')
+  await client.until(async () => (await client.one(`select count(*)::int from sync.stream where name = 'notes'`)) === 0, () => 'a refused shape is kept')
+  assert.equal(await client.one('select count(*)::int from notes'), 0)
+  assert.notEqual(await client.one(`select "offset" from sync.stream where name = 'todos'`), before)
+  assert.equal(await client.one(`select active from sync.stream where name = 'todos'`), false, 'it was not followed for that')
+  const asked = client.line.requests.filter(({ params }) => params.get('table') === 'notes').at(-1)
+  assert.equal(asked.cache, 'no-cache', 'what a browser keeps is not what there is now')
+
+  await site.sql('insert into members values (2, 1)')
+  const again = await client.follow(mine)
+  await client.equals('(select id, list, done from todos)', 'list = 2')
+  again.release()
+  await client.until(async () => (await client.one(`select active from sync.stream where name = 'todos'`)) === false)
+  await client.query(`update sync.stream set released = now() - interval '31 days' where not active`)
+  const later = await client.reload()
+  await later.until(async () => (await later.one(`select count(*)::int from sync.stream where name = 'todos'`)) === 0, () => 'an old shape is kept')
+  assert.equal(await later.one('select count(*)::int from todos'), 0)
+  await later.close()
+})
+
+test('a shape that is let go of at once is not followed', async () => {
+  const shape = { table: 'todos', where: 'id < 5' }
+  a.sync.shape(shape).release()
+  await a.sync.forget(shape)
+  assert.equal(await a.one(`select count(*)::int from sync.stream where definition ->> 'where' = 'id < 5'`), 0)
+})
+
 test('a shape that the server refuses says why; others go on, and so does it once it may', async () => {
   await site.sql('create table later (id int primary key, v text)')
   const handle = a.sync.shape({ table: 'later' })

@@ -26,6 +26,7 @@ create table if not exists sync.shape_table (
 -- Shapes and how far they are. position: everything up to it is here; null until
 -- the shape is complete. epoch: raised when a shape starts over; rows of an older
 -- one go when the new one is complete. has_rows: sync.row_shape says which rows are in this shape.
+-- released: when it was followed last.
 create table if not exists sync.stream (
   id          int generated always as identity primary key,
   definition  jsonb not null unique,
@@ -37,6 +38,7 @@ create table if not exists sync.stream (
   epoch       int not null default 0,
   has_rows    boolean not null default false,
   active      boolean not null default false,
+  released    timestamptz,
   last_synced timestamptz
 );
 
@@ -275,6 +277,40 @@ begin
     delete from sync.row_shape where stream = of;
     update sync.stream set has_rows = false where id = of;
   end if;
+end $$;
+
+-- A table gets another primary key, and its rows come anew. Local changes stay: under the new key, where what the server has of their
+-- row, or what they make of it, says what that is; where not, the server will say that they name no row. sync.resume ends it.
+create or replace function sync.rekey(table_name text, new_key text[]) returns void language plpgsql as $$
+declare
+  relation text := sync.relation_of(table_name); old_key text; moved record;
+begin
+  for moved in
+    select s.key as old_key, s.server, (select jsonb_object_agg(k, image -> k) from unnest(new_key) k) as key
+      from sync.shadow s, lateral coalesce(s.server, sync.merged(null, table_name, s.key)) image where s.name = table_name
+  loop
+    delete from sync.shadow s where s.name = table_name and s.key = moved.old_key;
+    if moved.key is null or moved.key <> jsonb_strip_nulls(moved.key) then continue; end if;
+    insert into sync.shadow values (table_name, moved.key, moved.server) on conflict do nothing;
+    update sync.outbox o set key = moved.key where o.name = table_name and o.key = moved.old_key;
+  end loop;
+  delete from sync.row_shape r using sync.stream s where s.id = r.stream and s.name = table_name;
+  update sync.stream s set has_rows = false where s.name = table_name;
+  execute format('delete from %s', relation);
+  select conname into old_key from pg_constraint where conrelid = relation::regclass and contype = 'p';
+  if found then execute format('alter table %s drop constraint %I cascade', relation, old_key); end if;
+  execute format('alter table %s add primary key (%s)', relation,
+    (select string_agg(quote_ident(k), ', ' order by at) from unnest(new_key) with ordinality u (k, at)));
+  for old_key in select k from sync.shape_table t, unnest(t.key) k where t.name = table_name and k <> all (new_key) loop
+    execute format('alter table %s alter column %I drop not null', relation, old_key);
+  end loop;
+end $$;
+
+-- The table's functions know its new key: local changes are seen again, and its shapes start over.
+create or replace function sync.resume(table_name text) returns void language plpgsql as $$
+begin
+  perform sync.recompute(table_name, key) from sync.shadow s where s.name = table_name;
+  perform sync.keep_rows(id), sync.start_over(id) from sync.stream s where s.name = table_name;
 end $$;
 `
 

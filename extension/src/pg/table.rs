@@ -274,7 +274,10 @@ pub fn is_tracked(relid: pg_sys::Oid) -> bool {
             pg_sys::Oid::from(pg_sys::F_OIDEQ),
             relid.into(),
         );
+        #[cfg(not(feature = "pg18"))]
         let index = pg_sys::RelationGetPrimaryKeyIndex(table);
+        #[cfg(feature = "pg18")]
+        let index = pg_sys::RelationGetPrimaryKeyIndex(table, false);
         let scan =
             pg_sys::systable_beginscan(table, index, true, std::ptr::null_mut(), 1, &mut key);
         let found = !pg_sys::systable_getnext(scan).is_null();

@@ -1,6 +1,6 @@
 // The line between a client and the sidecar: fetch, with what can happen to it.
 
-/** { fetch, requests, cut(), join(), … }. `requests`: { method, path, params, status, bytes } in order. */
+/** { fetch, requests, cut(), join(), … }. `requests`: { method, path, params, cache, status, bytes } in order. */
 export class Line {
   requests = []
   /** Answers to give instead of the server's: (request) => Response, 'lost' (the server acts, its reply does not arrive), a function that holds its reply up, or undefined. */
@@ -10,7 +10,7 @@ export class Line {
 
   fetch = async (url, init = {}) => {
     const { pathname: path, searchParams: params } = new URL(url)
-    const request = { method: init.method ?? 'GET', path, params, body: init.body, authorization: new Headers(init.headers).get('authorization') }
+    const request = { method: init.method ?? 'GET', path, params, body: init.body, cache: init.cache, authorization: new Headers(init.headers).get('authorization') }
     this.requests.push(request)
     if (this.#isCut) throw new TypeError('the line is cut')
     const instead = await this.#interfere(request)

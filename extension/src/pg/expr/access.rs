@@ -458,19 +458,13 @@ unsafe fn equality(pair: &Pair) -> Option<By> {
 
 /// What an index has to know of an operator if a btree operator family can compare both of its sides.
 unsafe fn order(pair: &Pair) -> Option<By> {
-    // SAFETY: these read the catalog cache; the list is one of OpBtreeInterpretations.
+    // SAFETY: these read the catalog cache.
     unsafe {
         if pair.operator == Oid::INVALID {
             return None;
         }
-        let meanings = pg_sys::get_op_btree_interpretation(pair.operator);
-        cells(meanings).iter().find_map(|cell| {
-            let meaning = *cell.ptr_value.cast::<pg_sys::OpBtreeInterpretation>();
-            let strategy = Strategy::of(meaning.strategy, pair.constant_first)?;
-            let (family, types) = (
-                meaning.opfamily_id,
-                [meaning.oplefttype, meaning.oprighttype],
-            );
+        meanings(pair.operator).find_map(|(number, family, types)| {
+            let strategy = Strategy::of(number, pair.constant_first)?;
             let constant = types[usize::from(!pair.constant_first)];
             let column = types[usize::from(pair.constant_first)];
             let compares = comparing(family, column, constant).to_u32();
@@ -490,6 +484,29 @@ unsafe fn order(pair: &Pair) -> Option<By> {
             Some(By::Order(order, strategy))
         })
     }
+}
+
+/// What an operator means to ordered operator families: the number of its strategy, the family, and the types of its sides.
+unsafe fn meanings(operator: Oid) -> impl Iterator<Item = (i32, Oid, [Oid; 2])> {
+    #[cfg(not(feature = "pg18"))]
+    use pg_sys::{OpBtreeInterpretation as Meaning, get_op_btree_interpretation as list_of};
+    #[cfg(feature = "pg18")]
+    use pg_sys::{OpIndexInterpretation as Meaning, get_op_index_interpretation as list_of};
+    // SAFETY: reads the catalog cache; the list is one of that type.
+    unsafe { cells(list_of(operator)) }.iter().map(|cell| {
+        // SAFETY: as above.
+        let meaning = unsafe { *cell.ptr_value.cast::<Meaning>() };
+        #[cfg(not(feature = "pg18"))]
+        let number = meaning.strategy;
+        // The numbers of comparisons are those of btree's strategies.
+        #[cfg(feature = "pg18")]
+        let number = meaning.cmptype as i32;
+        (
+            number,
+            meaning.opfamily_id,
+            [meaning.oplefttype, meaning.oprighttype],
+        )
+    })
 }
 
 /// Equality of values that are passed by value: of integers, or of the bits.

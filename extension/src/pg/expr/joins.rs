@@ -70,7 +70,7 @@ impl Joins<'_> {
                         return self.refuse(self.at, "this comparison is not supported");
                     };
                     let output = put_outputs_in(right.ptr_value.cast(), &outputs);
-                    let output = pg_sys::flatten_join_alias_vars(leaf, output);
+                    let output = tree::without_join_names(leaf, output);
                     let expression: *mut Node = left.ptr_value.cast();
                     if has_placeholder(expression) || pg_sys::checkExprHasSubLink(expression) {
                         return self.refuse(expression, "a subquery beside IN is not supported");

@@ -4,10 +4,10 @@ use pg_sys::{Node, NodeTag, Oid};
 use pgrx::pg_sys;
 
 use super::super::list::cells;
-use super::Refused;
 use super::joins::Joins;
 use super::parse::conjuncts;
 use super::subquery::Link;
+use super::{Refused, tree};
 use crate::pg::relation;
 use crate::pg::table::{self, Found};
 
@@ -64,7 +64,7 @@ impl Joins<'_> {
             let mut conditions = Vec::new();
             self.conditions((*query).jointree.cast(), &mut conditions)?;
             for condition in conditions {
-                let condition = pg_sys::flatten_join_alias_vars(query, condition);
+                let condition = tree::without_join_names(query, condition);
                 self.sort(condition, &mut parts)?;
             }
             Ok(parts)

@@ -222,7 +222,7 @@ impl Barrier {
                 hoist(cell.ptr_value.cast(), &mut all);
             }
             let flat = all.into_iter();
-            let flat = flat.map(|node| pg_sys::flatten_join_alias_vars(query, node));
+            let flat = flat.map(|node| tree::without_join_names(query, node));
             let all = flat.collect();
             (*from).quals = conjunction(combine(&policies, all));
             (*query).hasSubLinks = true;

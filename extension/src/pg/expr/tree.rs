@@ -41,6 +41,21 @@ unsafe extern "C-unwind" {
     fn raw_expression_tree_walker(node: *mut Node, walker: Walker, context: *mut c_void) -> bool;
 }
 
+/// An expression of a query with what the names of its joins stand for.
+///
+/// # Safety
+/// `node` is an expression of `query`, analyzed.
+pub unsafe fn without_join_names(query: *mut pg_sys::Query, node: *mut Node) -> *mut Node {
+    // SAFETY: as the caller says; no planner has been there, so that none is asked for.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let flat = pg_sys::flatten_join_alias_vars(query, node);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let flat = pg_sys::flatten_join_alias_vars(std::ptr::null_mut(), query, node);
+        flat
+    }
+}
+
 /// Has a raw expression a subquery?
 ///
 /// # Safety
