@@ -9,7 +9,7 @@ const site = served({
   schema: `${convention}
     create table notes (id int primary key, owner int not null default auth.uid(), text text, done bool not null default false);
     create table closed (id int primary key);
-    create table inserts (id int primary key);
+    create table inserts (id int primary key, v text);
     alter table notes enable row level security;
     create policy own on notes using (owner = auth.uid());
     grant select, insert, update, delete on notes, closed, inserts to app;
@@ -182,6 +182,11 @@ test('a row that is there already, with all that is said of it, is inserted as f
   await writer(1).refuse('23505', insert('notes', { id: 90, text: 'b' }))
   await b.refuse('23505', insert('notes', { id: 90, text: 'a' })) // he cannot know
   assert.deepEqual(await rows('id = 90'), [{ id: 90, owner: 1, text: 'a', done: false }])
+  await site.sql('revoke select on inserts from app')
+  const blind = writer()
+  await blind.apply(insert('inserts', { id: 90, v: 'a' }))
+  await blind.refuse('23505', insert('inserts', { id: 90, v: 'a' })) // nor may he look
+  await site.sql('grant select on inserts to app')
 })
 
 test('a transaction that changes nothing has a position, which live clients reach at once', async () => {
