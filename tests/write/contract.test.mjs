@@ -50,7 +50,9 @@ test('transactions of a batch are done in order, each by itself, and a rejection
   assert.deepEqual(rejected, { seq: 2, status: 'rejected', sqlstate: '23505', constraint: 'notes_pkey', operation: 1 })
   assert.match(message, /duplicate key value violates unique constraint "notes_pkey"/)
   assert.ok(BigInt(results[0].lsn) < BigInt(results[2].lsn))
-  assert.deepEqual(await texts('id in (10, 11)'), ['second'])
+  const [gone, open] = [update('notes', { id: 13 }, { text: 'x' }), insert('closed', { id: 1 })]
+  for (const [sqlstate, refused] of [['P0002', gone], ['42501', open]]) await client.refuse(sqlstate, insert('notes', { id: 12, text: 'gone' }), refused)
+  assert.deepEqual(await texts('id in (10, 11, 12)'), ['second'])
 })
 
 test('what is done is answered again, and not done again', async () => {
