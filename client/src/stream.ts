@@ -30,6 +30,8 @@ interface StreamRow {
 interface Run {
   row: StreamRow
   signal: AbortSignal
+  /** Nothing has been applied since it started over. */
+  isFresh: boolean
   schemas: Map<string, ServerSchema>
   prepared?: PreparedTable & { handle: string }
   client?: ShapeStream<Row>
@@ -95,7 +97,7 @@ export class ShapeFollower {
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, signal: abort.signal, schemas: new Map() }
+    const run: Run = { row, signal: abort.signal, isFresh: row.offset === null, schemas: new Map() }
     try {
       await this.#read(run, progress)
     } finally {
@@ -131,8 +133,22 @@ export class ShapeFollower {
       ...(row.offset !== null && row.handle !== null ? { offset: row.offset as `${number}_${number}`, handle: row.handle } : {}),
       signal: run.signal,
       onError: (error) => fail(error),
-      fetchClient: async (input, init) => describe(run, await network.request(input as string, init, (trouble) => this.#trouble(run, trouble))),
+      fetchClient: async (input, init) => {
+        await this.#notice(run, new URL(input as string))
+        return describe(run, await network.request(input as string, init, (trouble) => this.#trouble(run, trouble)))
+      },
     })
+  }
+
+  /** The protocol client begins again without a word where it takes itself to be in a loop. */
+  async #notice(run: Run, url: URL): Promise<void> {
+    if (url.searchParams.get('offset') === '-1' && !run.isFresh) await this.#beginAgain(run)
+  }
+
+  async #beginAgain(run: Run): Promise<void> {
+    await this.#startOver()
+    run.isFresh = true
+    this.#set({ status: 'loading', isUpToDate: false })
   }
 
   #trouble(run: Run, trouble: Error | undefined): void {
@@ -143,10 +159,10 @@ export class ShapeFollower {
 
   async #take(run: Run, messages: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
     if (hasControl(messages, 'must-refetch')) {
-      await this.#startOver()
-      this.#set({ status: 'loading', isUpToDate: false })
+      await this.#beginAgain(run)
       return
     }
+    run.isFresh = false
     const table = await this.#tableFor(run, messages, at.handle)
     const batch = { stream: run.row.id, ...at, messages }
     if (table) await applyBatch(this.context.pglite, { ...batch, table })
