@@ -141,7 +141,8 @@ function byBlock(pieces: FileWrite['chunks']): Map<number, FileWrite['chunks']> 
 
 const isZero = (data: Uint8Array) => new Uint32Array(data.buffer).every((word) => word === 0)
 
-/** A database of that name is in IndexedDB: it stays there, also after the browser has learned to write to OPFS. */
+/** A database of that name is in IndexedDB: it stays there, also after the browser has learned to write to OPFS. Not all can say. */
 export async function isInIndexedDb(name: string): Promise<boolean> {
-  return (await indexedDB.databases()).some((database) => database.name === name)
+  const databases = 'databases' in indexedDB ? await indexedDB.databases().catch(() => []) : []
+  return databases.some((database) => database.name === name)
 }

@@ -36,6 +36,8 @@ interface Run {
   /** The shape is followed; else the run ends when it is up to date, and the status says nothing of it. */
   follows: boolean
   signal: AbortSignal
+  /** Nothing has been applied since it started over. */
+  isFresh: boolean
   schemas: Map<string, ServerSchema>
   /** Parts of a snapshot that the protocol client has asked for, by handle and offset. */
   bodies: Map<string, string>
@@ -131,7 +133,7 @@ export class ShapeFollower {
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, follows, signal: abort.signal, schemas: new Map(), bodies: new Map() }
+    const run: Run = { row, follows, signal: abort.signal, isFresh: row.offset === null, schemas: new Map(), bodies: new Map() }
     try {
       await this.#read(run, progress)
     } finally {
@@ -162,7 +164,9 @@ export class ShapeFollower {
     const { url, params, network } = this.context
     const { row } = run
     const request = async (input: string | URL | Request, init?: RequestInit) => {
-      if (!run.follows && isLive(input)) end()
+      const asked = new URL(input instanceof Request ? input.url : input).searchParams
+      if (!run.follows && asked.has('live')) end() // who waits for news has all that there is
+      await this.#notice(run, asked)
       const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
       return describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
     }
@@ -176,6 +180,18 @@ export class ShapeFollower {
     })
   }
 
+  /** The protocol client begins again without a word where it takes itself to be in a loop. */
+  async #notice(run: Run, asked: URLSearchParams): Promise<void> {
+    if (asked.get('offset') === '-1' && !run.isFresh) await this.#beginAgain(run)
+  }
+
+  async #beginAgain(run: Run): Promise<void> {
+    run.bodies.clear()
+    await this.#call('start_over')
+    run.isFresh = true
+    if (run.follows) this.#set({ status: 'loading', isUpToDate: false })
+  }
+
   #trouble(run: Run, trouble: Error | undefined): void {
     if (run.signal.aborted || !run.follows) return
     if (trouble) this.#set({ status: 'waiting', error: asSyncError(trouble) })
@@ -185,11 +201,10 @@ export class ShapeFollower {
   async #take(run: Run, received: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
     const messages = messagesOf(run, received, at)
     if (hasControl(messages, 'must-refetch')) {
-      run.bodies.clear()
-      await this.#call('start_over')
-      if (run.follows) this.#set({ status: 'loading', isUpToDate: false })
+      await this.#beginAgain(run)
       return
     }
+    run.isFresh = false
     const table = await this.#tableFor(run, messages, at.handle)
     const batch = { stream: run.row.id, ...at, messages }
     if (table) await applyBatch(this.context.pglite, { ...batch, table })
@@ -246,9 +261,6 @@ export class ShapeFollower {
     if (JSON.stringify(this.status) !== before) this.changed.fire()
   }
 }
-
-/** Who waits for news has all that there is. */
-const isLive = (input: string | URL | Request): boolean => new URL(input instanceof Request ? input.url : input).searchParams.has('live')
 
 /**
  * Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them.

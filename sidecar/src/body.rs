@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
-use bytes::Bytes;
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
@@ -16,6 +17,8 @@ const MAX_BYTES: usize = 8_000_000;
 const MOST_MEMBERS: usize = 1000;
 /// How long a client may take to send it.
 const READ_WITHIN: Duration = Duration::from_secs(30);
+/// The same for one that is refused.
+const SKIP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Puts the parameters of a body into a query.
 pub async fn read_into(query: &mut Query<'_>, body: Body) -> Result<(), Error> {
@@ -23,24 +26,45 @@ pub async fn read_into(query: &mut Query<'_>, body: Body) -> Result<(), Error> {
 }
 
 /// A whole body of at most so many bytes.
-pub async fn read(body: Body, max_bytes: usize) -> Result<Bytes, Error> {
-    let read = tokio::time::timeout(READ_WITHIN, to_bytes(body, max_bytes)).await;
-    match read {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_too_long(&error) => Err(Error::BodyTooLarge),
-        _ => Err(Error::bad_body("Failed to read request body")),
-    }
+pub async fn read(mut body: Body, max_bytes: usize) -> Result<Bytes, Error> {
+    read_part(&mut body, max_bytes).await
 }
 
-fn is_too_long(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
+/// The same; of one that is too large, the rest is left.
+pub async fn read_part(body: &mut Body, max_bytes: usize) -> Result<Bytes, Error> {
+    let read = async {
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Error::bad_body("Failed to read request body"))?;
+            if let Ok(data) = frame.into_data() {
+                if bytes.len() + data.len() > max_bytes {
+                    return Err(Error::BodyTooLarge);
+                }
+                bytes.extend_from_slice(&data);
+            }
         }
-        cause = error.source();
-    }
-    false
+        Ok(bytes.freeze())
+    };
+    let late = |_| Err(Error::bad_body("Failed to read request body"));
+    tokio::time::timeout(READ_WITHIN, read)
+        .await
+        .unwrap_or_else(late)
+}
+
+/// Reads what is left of a body that nobody wants: else the connection is cut, and who still sends may not see the answer.
+pub async fn skip(body: &mut Body) {
+    let skip = async {
+        let mut left = MAX_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            left = match left.checked_sub(length) {
+                Some(left) => left,
+                None => return,
+            };
+        }
+    };
+    // Who is slower than that is cut.
+    let _ = tokio::time::timeout(SKIP_WITHIN, skip).await;
 }
 
 fn put_into(query: &mut Query, bytes: &[u8]) -> Result<(), Error> {

@@ -80,7 +80,10 @@ fn routes(app: Arc<App>) -> Router {
         .fallback(not_found);
     let routes = Router::new()
         .route(SHAPE, shape)
-        .route(WRITE, post(handlers::write::post))
+        .route(
+            WRITE,
+            post(handlers::write::post).fallback(handlers::write::refused),
+        )
         .route("/v1/health", get(handlers::health::get).fallback(not_found))
         .route("/metrics", get(handlers::metrics::get).fallback(not_found))
         .route(

@@ -2,6 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from '../lib/index.mjs'
+import { browser } from './browser.mjs'
 import { capture } from './capture.mjs'
 import { latency } from './latency.mjs'
 import { startBenchCluster } from './lib/cluster.mjs'
@@ -17,7 +18,7 @@ import { sse } from './sse.mjs'
 import { transaction } from './transaction.mjs'
 import { write } from './write.mjs'
 
-const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, local, capture }
+const suites = { latency, snapshot, transaction, serving, sse, routing, membership, rls, write, local, browser, capture }
 
 const names = process.argv.slice(2)
 const unknown = names.filter((name) => !suites[name])

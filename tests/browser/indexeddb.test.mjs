@@ -41,9 +41,10 @@ test('the app works, and writes that were awaited outlive a reload and a kill at
       await sync.db.query("insert into folders (id, workspace_id, name) values ($1, 4, 'Timed')", [id])
       all.push(performance.now() - started)
     }
-    return all.sort((a, b) => a - b).map(Math.round)
+    return all.map(Math.round)
   })
-  t.diagnostic(JSON.stringify({ openMs: [first, again], writeMs: { p50: times[9], worst: times.at(-1) } }))
+  const sorted = times.toSorted((a, b) => a - b)
+  t.diagnostic(JSON.stringify({ openMs: [first, again], writeMs: { first: times[0], p50: sorted[9], p95: sorted[18], worst: sorted[19] } }))
   const expected = [900_000]
   for (const [write, id, count] of [[insert, 900_001, 1], [transaction, 900_002, 2]]) {
     await write(tab, id)
@@ -75,7 +76,7 @@ async function firstDifference([source, seed]) {
   const backend = new IndexedDbBackend(`test ${seed}`)
   const text = ([path, data]) => `${path} ${data && [...data].map((byte) => String.fromCharCode(byte)).join('')}`
   await backend.init()
-  for (let round = 0; round < 60; round++) {
+  for (let round = 0; round < 40; round++) {
     const ops = []
     const changed = []
     for (let n = below(3); n > 0; n--) {
@@ -108,7 +109,7 @@ async function firstDifference([source, seed]) {
     }
     const group = () => changed.filter((_, index) => index % 2 === round % 2)
     const wal = group()
-    await backend.apply({ ops, files: { wal, data: changed.filter((it) => !wal.includes(it)), control: [] } }, { relaxedDurability: false })
+    await backend.apply({ ops, files: { wal, data: changed.filter((it) => !wal.includes(it)), control: [] } }, { relaxedDurability: true })
     const kept = []
     for await (const { path, data } of backend.load()) kept.push([path, data])
     const model = [...[...directories].sort().map((path) => [path]), ...[...files].sort(([a], [b]) => (a < b ? -1 : 1))]
@@ -123,7 +124,7 @@ test('blocks are what was written to files, after any changes', { timeout: 120_0
   const browser = await startBrowser()
   const tab = await browser.context.newPage()
   await tab.goto(`${site.sidecar.url}/icon.svg`)
-  for (let seed = 1; seed <= 5; seed++) {
+  for (let seed = 1; seed <= 3; seed++) {
     assert.equal(await tab.evaluate(firstDifference, [source, seed]), undefined, `seed ${seed}`)
   }
   await browser.close()

@@ -9,7 +9,7 @@ import { contents, demoSite, opened, query, startBrowser, wire } from './site.mj
 
 const seeds = Number(process.env.SHAPEFEED_BROWSER_SEEDS ?? scale)
 const firstSeed = Number(process.env.SHAPEFEED_BROWSER_SEED ?? 1)
-const steps = 50
+const steps = 40
 const site = demoSite()
 const tables = ['companies', 'company_members', 'user_groups', 'user_group_members', 'workspaces', 'folders']
 

@@ -1,6 +1,7 @@
 // What happens when two users change the same thing, or one what he may not: docs/local-first.md says so case by case.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { refusal } from './lib/line.mjs'
 import { equal, lists } from './lib/site.mjs'
 
 let a, b
@@ -50,6 +51,23 @@ test('of changes of the same column, the one that the server commits last stays'
   join()
   await equal(a, b)
   assert.equal((await todo(b, 3)).title, 'a, written first')
+})
+
+test('all changes of a row that are not sent yet are seen, in order, on top of what comes', async () => {
+  a.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+  const changes = [`insert into todos (id, list, title) values (5300, 1, 'one')`, `update todos set title = 'two', body = 'b' where id = 5300`, `update todos set title = 'three' where id = 5300`,
+    `update todos set title = 'first' where id = 19`, `update todos set body = 'second' where id = 19`, `update todos set title = 'third' where id = 19`,
+    `delete from todos where id = 25`, `insert into todos (id, list, title) values (25, 1, 'anew')`]
+  for (const sql of changes) await a.query(sql)
+  await b.query(`update todos set rank = id * 100, body = 'theirs' where id in (19, 25)`)
+  await a.until(async () => (await todo(a, 19)).rank === 1900 && (await a.one(`select count(*)::int from sync.shadow where server ->> 'body' = 'theirs'`)) === 2)
+  const seen = async (client) => [await todo(client, 5300), await todo(client, 19), await todo(client, 25)]
+  const expected = [{ title: 'three', body: 'b', rank: null }, { title: 'third', body: 'second', rank: 1900 }, { title: 'anew', body: null, rank: null }]
+  assert.deepEqual(await seen(a), expected)
+  a.line.interfere()
+  a.sync.wake()
+  await equal(a, b)
+  assert.deepEqual([await seen(b), a.sync.status().rejected], [expected, 0])
 })
 
 test('a deletion wins over a change', async () => {

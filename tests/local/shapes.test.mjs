@@ -213,3 +213,18 @@ test('a batch that is repeated changes nothing', async () => {
   await again.equals('lists', 'id in (1, 2)')
   await again.sync.close()
 })
+
+test('a protocol client that begins again by itself, as behind a proxy that always says the same, leaves no rows behind', async () => {
+  const again = await site.open(1)
+  const client = await again.reload()
+  await site.sql('delete from todos where id = 33')
+  const offsets = () => client.line.requests.map(({ params }) => params.get('offset'))
+  client.line.interfere(({ path, params }) => {
+    if (path !== '/v1/shape' || offsets().includes('-1')) return undefined
+    return new Response('[]', { headers: { 'electric-handle': params.get('handle'), 'electric-offset': params.get('offset'), 'electric-schema': '{}' } })
+  })
+  client.sync.shape({ table: 'todos' })
+  await client.until(() => offsets().includes('-1'))
+  await client.equals('todos', 'list in (1, 2)')
+  await client.sync.close()
+})

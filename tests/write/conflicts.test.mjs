@@ -35,6 +35,7 @@ const site = served({
       begin
         if new.text = 'late' then set constraints all deferred; update judged set text = 'later' where id = new.id; end if;
         if new.text = 'later' then raise exception using errcode = 'MY002', message = 'at the commit'; end if;
+        if new.text = 'who' then raise exception using errcode = 'MY003', message = current_user || ' ' || auth.uid(); end if;
         if new.text = 'slow' then set constraints all deferred; update judged set text = 'slower' where id = new.id; end if;
         if new.text = 'slower' then perform pg_sleep(60); end if;
         return null;
@@ -89,6 +90,8 @@ test('constraints that are deferred are judged at the end of the transaction', a
   const refused = await client.refuse('23503', remove('nodes', { id: 10 }))
   assert.equal(refused.constraint, 'nodes_next_fkey')
   await client.apply(remove('nodes', { id: 10 }), remove('nodes', { id: 11 }))
+  const trigger = await client.refuse('MY003', insert('judged', { id: 7, text: 'who' }))
+  assert.equal(trigger.message, 'app 1', 'with the rights and claims of the caller')
 })
 
 test("a trigger's error is told by its code and message alone; one that skips a row is obeyed", async () => {

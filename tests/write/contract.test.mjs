@@ -9,7 +9,7 @@ const site = served({
   schema: `${convention}
     create table notes (id int primary key, owner int not null default auth.uid(), text text, done bool not null default false);
     create table closed (id int primary key);
-    create table inserts (id int primary key);
+    create table inserts (id int primary key, v text);
     alter table notes enable row level security;
     create policy own on notes using (owner = auth.uid());
     grant select, insert, update, delete on notes, closed, inserts to app;
@@ -50,7 +50,9 @@ test('transactions of a batch are done in order, each by itself, and a rejection
   assert.deepEqual(rejected, { seq: 2, status: 'rejected', sqlstate: '23505', constraint: 'notes_pkey', operation: 1 })
   assert.match(message, /duplicate key value violates unique constraint "notes_pkey"/)
   assert.ok(BigInt(results[0].lsn) < BigInt(results[2].lsn))
-  assert.deepEqual(await texts('id in (10, 11)'), ['second'])
+  const [gone, open] = [update('notes', { id: 13 }, { text: 'x' }), insert('closed', { id: 1 })]
+  for (const [sqlstate, refused] of [['P0002', gone], ['42501', open]]) await client.refuse(sqlstate, insert('notes', { id: 12, text: 'gone' }), refused)
+  assert.deepEqual(await texts('id in (10, 11, 12)'), ['second'])
 })
 
 test('what is done is answered again, and not done again', async () => {
@@ -182,6 +184,11 @@ test('a row that is there already, with all that is said of it, is inserted as f
   await writer(1).refuse('23505', insert('notes', { id: 90, text: 'b' }))
   await b.refuse('23505', insert('notes', { id: 90, text: 'a' })) // he cannot know
   assert.deepEqual(await rows('id = 90'), [{ id: 90, owner: 1, text: 'a', done: false }])
+  await site.sql('revoke select on inserts from app')
+  const blind = writer()
+  await blind.apply(insert('inserts', { id: 90, v: 'a' }))
+  await blind.refuse('23505', insert('inserts', { id: 90, v: 'a' })) // nor may he look
+  await site.sql('grant select on inserts to app')
 })
 
 test('a transaction that changes nothing has a position, which live clients reach at once', async () => {

@@ -48,6 +48,10 @@ test('more than may be answered at the same time are put off', async () => {
 })
 
 test('what was applied is forgotten with the log, what was rejected with the client', async () => {
+  const early = new Writer(site.sidecar.url, as(1))
+  const { txid } = await early.apply(insert('notes', { id: 31 }))
+  await site.sql('select shapefeed._prune_writes()')
+  assert.equal((await early.post([[]], 1)).json.results[0].txid, txid, 'not before its time')
   await site.sql("alter system set shapefeed.retention = '10s'; select pg_reload_conf()")
   const client = new Writer(site.sidecar.url, as(1))
   await client.apply(insert('notes', { id: 30, text: 'a' }))

@@ -37,6 +37,22 @@ test('a reply that is lost is asked for again', async () => {
   assert.equal(await one(`select count(*)::int from log where client = '${client.id}'`), 5)
 })
 
+test('what was received is done, though who sent it goes away', async () => {
+  const client = new Writer(site.sidecar.url, as(1))
+  const holder = await site.database.connect()
+  await holder.query('begin; lock table log in share mode')
+  const stop = new AbortController()
+  const transactions = [1, 2, 3].map((seq) => ({ seq, operations: [logged(client, seq)] }))
+  const sent = fetch(`${site.sidecar.url}/v1/write`, { method: 'POST', headers: { 'content-type': 'application/json', ...as(1) }, body: JSON.stringify({ client_id: client.id, transactions }), signal: stop.signal })
+  await waitFor(async () => await one("select count(*)::int from pg_locks where relation = 'log'::regclass and not granted") === 1)
+  stop.abort()
+  await assert.rejects(sent)
+  await new Promise((resolve) => setTimeout(resolve, 300)) // so that the sidecar would know by now
+  await holder.query('commit')
+  await holder.end()
+  await waitFor(async () => await one(`select count(*)::int from log where client = '${client.id}'`) === 3)
+})
+
 test('the same transaction at the same time, through two sidecars, is done once', async () => {
   const { sidecar } = await site.another()
   const clients = Array.from({ length: 4 }, () => new Writer(site.sidecar.url, as(1)))

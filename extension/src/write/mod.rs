@@ -140,11 +140,15 @@ enum Taken {
 fn carry_out(operations: &[Operation], caller: &Caller) -> Result<(), Value> {
     let mut work = Work::default();
     let mut done = work.attempt(operations, caller, Taken::Refused);
-    if done
-        .as_ref()
-        .is_err_and(|refusal| refusal.sqlstate == UNIQUE_VIOLATION)
+    if let Err(refusal) = &done
+        && refusal.sqlstate == UNIQUE_VIOLATION
     {
+        let (refusal, at) = (refusal.clone(), work.at);
         done = work.attempt(operations, caller, Taken::SameIsFine);
+        // Looking for the same row can fail as well, for a right that an insert does not need.
+        if done.is_err() && work.at == at {
+            done = Err(refusal);
+        }
     }
     if let Err(refusal) = done {
         return Err(rejection(&refusal, work.at));

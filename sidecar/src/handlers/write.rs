@@ -23,17 +23,26 @@ pub async fn post(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-    body: Body,
+    mut body: Body,
 ) -> Response {
     let began = Instant::now();
     let query = Query::parse(query.as_deref().unwrap_or(""));
-    let response = match answer(&app, &query, &headers, body).await {
+    let response = match answer(&app, &query, &headers, &mut body).await {
         Ok(results) => respond(&results),
-        Err(error) => error.into_response(),
+        Err(error) => {
+            body::skip(&mut body).await;
+            error.into_response()
+        }
     };
     let (status, elapsed) = (response.status().as_u16(), began.elapsed());
     app.metrics.request("write", status, elapsed.as_secs_f64());
     response
+}
+
+/// Answers any other method.
+pub async fn refused(mut body: Body) -> Response {
+    body::skip(&mut body).await;
+    Error::NotAllowed("Method Not Allowed - POST is expected").into_response()
 }
 
 fn respond(results: &Json) -> Response {
@@ -48,7 +57,7 @@ async fn answer(
     app: &Arc<App>,
     query: &Query<'_>,
     headers: &HeaderMap,
-    body: Body,
+    body: &mut Body,
 ) -> Result<Json, Error> {
     authorize(&app.config, query)?;
     let caller = app.identify(headers).await?.caller;
@@ -56,7 +65,7 @@ async fn answer(
     if !is_json(headers) {
         return Err(Error::NotJson);
     }
-    let request = write::read(&body::read(body, app.config.write_max_bytes).await?)?;
+    let request = write::read(&body::read_part(body, app.config.write_max_bytes).await?)?;
     let payer = payer(&caller, request.client.as_str());
     let (count, now) = (request.transactions.len(), Instant::now());
     let taken = app.rates.take(&payer, count, now);

@@ -3,7 +3,7 @@
 /** { fetch, requests, cut(), join(), … }. `requests`: { method, path, params, cache, status, bytes } in order. */
 export class Line {
   requests = []
-  /** Answers to give instead of the server's: (request) => Response, 'lost' (the server acts, its reply does not arrive), a function that holds its reply up, or undefined. */
+  /** Answers to give instead of the server's: (request) => Response, 'lost' (the server acts, its reply does not arrive), 'cut off' (half of it does), a function that holds its reply up, or undefined. */
   #interfere = () => undefined
   #held = new Set()
   #isCut = false
@@ -26,7 +26,8 @@ export class Line {
       if (instead === 'lost') throw new TypeError('the reply was lost')
       if (this.#isCut) throw new TypeError('the line is cut')
       const { status, headers } = answer
-      return this.#noted(request, new Response([204, 304].includes(status) ? null : body, { status, headers: new Headers(headers) }))
+      const arrives = instead === 'cut off' ? body.slice(0, body.byteLength / 2) : body
+      return this.#noted(request, new Response([204, 304].includes(status) ? null : arrives, { status, headers: new Headers(headers) }))
     } catch (error) {
       throw init.signal?.aborted ? error : new TypeError(String(error.message))
     } finally {
