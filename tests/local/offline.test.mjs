@@ -135,6 +135,8 @@ test('a token that is refused is replaced, and nothing is fetched again', async 
       return good ? site.tokenOf(1) : site.tokenOf(1, { exp: 1 })
     },
   })
+  await client.query(`update todos set body = 'sent' where id = 10`)
+  await client.settled()
   good = false
   client.line.interfere(({ authorization, path }) => (good || path === '/v1/health' ? undefined : refusal(401)))
   await client.query(`update todos set body = 'waits' where id = 10`)

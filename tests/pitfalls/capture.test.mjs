@@ -89,6 +89,19 @@ test('C7 the first capture of a session, inside a savepoint, of a library that w
   assert.deepEqual(await database.query('select v from n order by id'), [{ v: 9 }, { v: 0 }])
 })
 
+test('C7 the layout of changes that were all rolled back is written down with the next ones', async () => {
+  const database = await trackedDatabase(cluster, 'create table n (id int primary key, v int); insert into n values (1, 1)', ['n'])
+  const session = await database.connect()
+  const run = async (...statements) => { for (const statement of statements) await session.query(statement) }
+  await run('alter table n add column w int')
+  await database.sequenced()
+  const [{ head }] = await database.query('select head from shapefeed.status')
+  await run('begin', 'savepoint s', 'insert into n values (2, 2, 2)', 'rollback to s', 'commit', 'insert into n values (3, 3, 3)')
+  await session.end()
+  await database.sequenced()
+  assert.deepEqual(await database.query(`select key, operation from shapefeed.changes('n', from_position => ${head})`), [{ key: '"public"."n"/"3"', operation: 'insert' }])
+})
+
 /** Private memory of a client's backend, in MB. */
 async function memoryOf(session) {
   const { pid } = (await session.query('select pg_backend_pid() pid')).rows[0]

@@ -234,13 +234,9 @@ pub fn end_transaction(committed: bool) -> bool {
     TRANSACTION.set(TRANSACTION.get() + 1);
     known::end_transaction();
     if committed {
-        known::announced(
-            &ended
-                .layouts
-                .iter()
-                .map(|(hash, _)| *hash)
-                .collect::<Vec<_>>(),
-        );
+        // Not those of changes that were all rolled back: nobody has written them down.
+        let written = &ended.layouts[..ended.layouts_flushed];
+        known::announced(&written.iter().map(|(hash, _)| *hash).collect::<Vec<_>>());
         if !ended.buffer.is_empty() {
             pgrx::warning!(
                 "shapefeed lost changes that were captured after the last moment to write them"
