@@ -33,7 +33,7 @@ export async function local(cluster, only = '') {
 /** A client that has the table: [its process, what `sync` said]. */
 async function synced({ sidecar }, name, ...mode) {
   const client = startLoad(name)
-  await client.call('start', schema)
+  await client.call('start', schema, sidecar.url)
   return [client, await client.call('sync', sidecar.url, 'items', ...mode)]
 }
 

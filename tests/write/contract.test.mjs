@@ -10,11 +10,14 @@ const site = served({
     create table notes (id int primary key, owner int not null default auth.uid(), text text, done bool not null default false);
     create table closed (id int primary key);
     create table inserts (id int primary key, v text);
+    create table logs (id int, region text, n int, primary key (region, id)) partition by list (region);
+    create table logs_a partition of logs for values in ('a');
     alter table notes enable row level security;
     create policy own on notes using (owner = auth.uid());
-    grant select, insert, update, delete on notes, closed, inserts to app;
-    call shapefeed.track('notes');
+    grant select, insert, update, delete on notes, closed, inserts, logs, logs_a to app;
+    call shapefeed.track('notes'); call shapefeed.track('logs');
     call shapefeed.allow_writes('notes');
+    call shapefeed.allow_writes('logs_a');
     call shapefeed.allow_writes('inserts', '{insert}');`,
   env: environment,
 })
@@ -207,6 +210,16 @@ test('a transaction that changes nothing has a position, which live clients reac
     assert.ok(BigInt(upToDate.global_last_seen_lsn) >= BigInt(lsn), `${upToDate.global_last_seen_lsn} is below ${lsn}`)
     assert.ok(upToDate.txids.map(String).includes(txid))
   }
+})
+
+test('who follows a partitioned table is woken by a write to a partition that changes nothing', async () => {
+  const client = writer(1)
+  await client.apply(insert('logs_a', { id: 1, region: 'a', n: 1 }))
+  const follower = new Follower(withHeaders(site.api, as(1)), { table: 'logs' })
+  await follower.sync()
+  const reached = follower.live({ wake: '1' })
+  const { txid } = await client.apply(update('logs_a', { id: 1, region: 'a' }, { n: 1 }))
+  assert.ok((await reached).json.at(-1).headers.txids.map(String).includes(txid))
 })
 
 test('requests that are no writes are told what is wrong with them', async () => {

@@ -10,15 +10,15 @@ let seen = []
 const number = ({ n }) => Number(n)
 
 serveLoad({
-  /** A PGlite as a first start finds it. */
-  start: async () => {
+  /** A PGlite as a first start finds it, and a client that follows nothing yet. */
+  start: async (_schema, url) => {
     pglite = await newDatabase()
+    sync = await createSync({ url, userId: 'bench', pglite })
   },
 
   /** Syncs the table from nothing: { ms, firstMs: until a live query has rows, rows, sum: of all values }. */
-  sync: async (base, table) => {
+  sync: async (_url, table) => {
     const began = nowMs()
-    sync = await createSync({ url: base, userId: 'bench', pglite })
     let firstMs
     const unsubscribe = await sync.live(`select id from ${table} limit 1`, [], (rows) => { if (rows.length) firstMs ??= nowMs() - began })
     await sync.shape({ table }).upToDate()
