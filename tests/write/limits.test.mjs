@@ -81,8 +81,7 @@ test('a position of a transaction that has left the log is one that clients have
 })
 
 test('which tables are open goes along with a dump; records of clients do not', async () => {
-  const other = await freshDatabase(site.cluster)
-  await other.psql('drop extension shapefeed; drop schema shapefeed')
+  const other = await freshDatabase(site.cluster, { extension: false })
   const { stdout } = await run(join(pgBin, 'pg_dump'), [site.database.url], { maxBuffer: 1 << 26 })
   await other.psql(stdout)
   assert.equal(await other.psql('select "table", operations from shapefeed.writable_tables'), 'notes|{delete,insert}')
