@@ -6,7 +6,7 @@ import { equal, lists } from './lib/site.mjs'
 
 let a
 const site = lists({
-  env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '20000' },
+  env: { SHAPEFEED_LONG_POLL_TIMEOUT_MS: '20000', SHAPEFEED_ALLOW_DELETE: 'true' },
   ready: async () => {
     a = await site.open(1, { tables: [] })
   },
@@ -223,6 +223,10 @@ test('a protocol client that begins again by itself, as behind a proxy that alwa
     if (path !== '/v1/shape' || offsets().includes('-1')) return undefined
     return new Response('[]', { headers: { 'electric-handle': params.get('handle'), 'electric-offset': params.get('offset'), 'electric-schema': '{}' } })
   })
+  // What it gets then is a snapshot without the row, and no word of its deletion.
+  const handle = await client.one(`select handle from sync.stream where name = 'todos'`)
+  const headers = { authorization: `Bearer ${site.tokenOf(1)}` }
+  assert.equal((await fetch(`${site.sidecar.url}/v1/shape?table=todos&handle=${handle}`, { method: 'DELETE', headers })).status, 202)
   client.sync.shape({ table: 'todos' })
   await client.until(() => offsets().includes('-1'))
   await client.equals('todos', 'list in (1, 2)')
