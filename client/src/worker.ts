@@ -37,7 +37,6 @@ export function serveSync(options: WorkerOptions = {}): void {
       try {
         const pglite = await Promise.race([openDatabase(id), unhandled()])
         const sync = await createSync({ ...options, ...rest, pglite, getToken: (refused) => host.askToken(refused) } satisfies SyncOptions)
-        addEventListener('online', () => sync.wake())
         host.serve(sync)
         return pglite as unknown as PGlite
       } catch (error) {
