@@ -38,9 +38,9 @@ create table if not exists sync.stream (
   epoch       int not null default 0,
   has_rows    boolean not null default false,
   active      boolean not null default false,
-  released    timestamptz,
   last_synced timestamptz
 );
+alter table sync.stream add column if not exists released timestamptz;
 
 -- Which rows are in which shape, where a table has more than one, or while a shape starts over. Else all rows are.
 create table if not exists sync.row_shape (
