@@ -1,6 +1,7 @@
 /** Applies a shape's batches: rows and offset in one local transaction. */
 import type { PGlite, Transaction } from '@electric-sql/pglite'
 import { type Change, type ShapeMessage, fold, group, hasControl, newRows, positionAfter, snapshotPosition } from './fold.js'
+import type { Slice } from './slices.js'
 import { type Table, Statements, copyText, keyText } from './sql/table.js'
 
 /** Where a batch comes from and leads to. */
@@ -10,6 +11,11 @@ export interface Batch {
   handle: string
   /** The client's offset behind it. */
   offset: string
+  slices: readonly Slice[]
+}
+
+/** A batch, or a slice of it. */
+interface Part extends Omit<Batch, 'slices'> {
   messages: readonly ShapeMessage[]
 }
 
@@ -21,20 +27,15 @@ export class MismatchError extends Error {
   }
 }
 
-/** Rows of a snapshot in one transaction: few at first, so that something is to be seen, then more. */
-const firstSlice = 500
-const slice = 10_000
-
 /**
- * Applies a batch. A part of a snapshot comes in slices, between which queries get their turn; the offset moves with the last one.
- * What was confirmed by it is dropped from the outbox.
+ * Applies a batch, each slice in one transaction; the offset moves with the last one. What was confirmed by it is dropped from the
+ * outbox.
  */
-export async function applyBatch(pglite: PGlite, batch: Batch): Promise<void> {
+export async function applyBatch(pglite: PGlite, { slices, ...batch }: Batch): Promise<void> {
   const isSnapshot = batch.offset.startsWith('0_')
-  const slices = isSnapshot ? inSlices(batch.messages) : [batch.messages]
-  for (const [index, messages] of slices.entries()) {
+  for (const [index, slice] of slices.entries()) {
     if (index > 0) await new Promise((resolve) => setTimeout(resolve))
-    const part = { ...batch, messages }
+    const part = { ...batch, messages: slice() }
     const last = index === slices.length - 1
     const step = (apply: typeof copyRows) => writing(pglite, async (tx) => {
       await apply(tx, part)
@@ -46,8 +47,8 @@ export async function applyBatch(pglite: PGlite, batch: Batch): Promise<void> {
 }
 
 /** A batch without rows, of a shape whose table is not known yet. */
-export function advanceOnly(pglite: PGlite, batch: Omit<Batch, 'table'>): Promise<void> {
-  return writing(pglite, (tx) => advance(tx, batch))
+export function advanceOnly(pglite: PGlite, { slices, ...batch }: Omit<Batch, 'table'>): Promise<void> {
+  return writing(pglite, (tx) => advance(tx, { ...batch, messages: slices.flatMap((slice) => slice()) }))
 }
 
 /** A transaction of the client itself: nothing in it is captured. */
@@ -58,15 +59,8 @@ export function writing<T>(pglite: PGlite, work: (tx: Transaction) => Promise<T>
   })
 }
 
-function inSlices(messages: readonly ShapeMessage[]): (readonly ShapeMessage[])[] {
-  if (messages.length <= slice) return [messages]
-  const slices = [messages.slice(0, firstSlice)]
-  for (let at = firstSlice; at < messages.length; at += slice) slices.push(messages.slice(at, at + slice))
-  return slices
-}
-
 /** New rows of a shape that has its table alone, while nothing of the table is changed here: COPY, whose text is read faster than JSON. */
-async function copyRows(tx: Transaction, batch: Batch): Promise<void> {
+async function copyRows(tx: Transaction, batch: Part): Promise<void> {
   const { hasRows, dirty } = await stateOf(tx, batch)
   const rows = newRows(batch.messages)
   if (hasRows || dirty.length || !rows) return applyChanges(tx, batch)
@@ -76,7 +70,7 @@ async function copyRows(tx: Transaction, batch: Batch): Promise<void> {
   await tx.query(new Statements(batch.table).copy(columns), [], { blob: new Blob([copyText(columns, rows)]) })
 }
 
-async function applyChanges(tx: Transaction, batch: Batch): Promise<void> {
+async function applyChanges(tx: Transaction, batch: Part): Promise<void> {
   const changes = fold(batch.table, batch.messages, snapshotPosition(batch.handle))
   if (changes.size === 0) return
   const { hasRows, dirty } = await stateOf(tx, batch)
@@ -91,14 +85,14 @@ async function applyChanges(tx: Transaction, batch: Batch): Promise<void> {
 }
 
 /** Whether sync.row_shape has the stream's rows, and the keys of rows with local changes. */
-async function stateOf(tx: Transaction, { stream, table }: Batch): Promise<{ hasRows: boolean; dirty: string[] }> {
+async function stateOf(tx: Transaction, { stream, table }: Part): Promise<{ hasRows: boolean; dirty: string[] }> {
   const { rows } = await tx.query<{ has_rows: boolean; dirty: Record<string, string>[] }>(`select has_rows,
     (select coalesce(jsonb_agg(key), '[]') from sync.shadow where name = $2) as dirty from sync.stream where id = $1`, [stream, table.name])
   const { has_rows: hasRows, dirty } = rows[0] as NonNullable<(typeof rows)[0]>
   return { hasRows, dirty: dirty.map((key) => keyText(table, key)) }
 }
 
-async function receive(tx: Transaction, { table, stream }: Batch, change: Change, hasRows: boolean): Promise<void> {
+async function receive(tx: Transaction, { table, stream }: Part, change: Change, hasRows: boolean): Promise<void> {
   const key = JSON.stringify(keyOf(table, change))
   if (hasRows && change.operation === 'delete') {
     await tx.query('select sync.leave($1, array[$2::jsonb])', [stream, key])
@@ -114,7 +108,7 @@ const keyOf = (table: Table, { value }: Change) => Object.fromEntries(table.key.
 
 const rowsOf = (changes: Change[]) => JSON.stringify(group(changes).flatMap(({ rows }) => rows))
 
-async function applyClean(tx: Transaction, { table, stream }: Batch, changes: Change[], hasRows: boolean): Promise<void> {
+async function applyClean(tx: Transaction, { table, stream }: Part, changes: Change[], hasRows: boolean): Promise<void> {
   const statements = new Statements(table)
   const of = (operation: string) => changes.filter((change) => change.operation === operation)
   const present = [...of('insert'), ...of('update')]
@@ -135,7 +129,7 @@ async function applyClean(tx: Transaction, { table, stream }: Batch, changes: Ch
   }
 }
 
-async function advance(tx: Transaction, { stream, handle, offset, messages }: Omit<Batch, 'table'>): Promise<void> {
+async function advance(tx: Transaction, { stream, handle, offset, messages }: Omit<Part, 'table'>): Promise<void> {
   const upToDate = hasControl(messages, 'up-to-date')
   const { rows } = await tx.query<{ first: boolean }>(`update sync.stream set handle = $2, "offset" = $3,
       position = case when $5 or position is not null then coalesce($4::bigint, position) end,

@@ -4,6 +4,7 @@ import type { PGlite } from '@electric-sql/pglite'
 import { MismatchError, applyBatch, advanceOnly, writing } from './apply.js'
 import { type ShapeMessage, hasControl } from './fold.js'
 import { HttpError, type Network } from './network.js'
+import { type Slice, slicesOf } from './slices.js'
 import { type PreparedTable, type ServerSchema, captureEarly, prepareTable, relationIn, relationOf } from './tables.js'
 import type { ShapeDefinition, ShapeStatus, SyncError } from './types.js'
 import { Notifier } from './wait.js'
@@ -41,7 +42,11 @@ interface Run {
   schemas: Map<string, ServerSchema>
   /** Parts of a snapshot that the protocol client has asked for, by handle and offset. */
   bodies: Map<string, string>
-  prepared?: PreparedTable & { handle: string }
+  /** The newest body that is asked for is read. */
+  reading: Promise<unknown>
+  /** The shape starts over where it must, and its table is captured: what is applied waits for it, what is asked for does not. */
+  begun: Promise<unknown>
+  prepared?: { handle: string; table: Promise<PreparedTable> }
   client?: ShapeStream<Row>
 }
 
@@ -64,7 +69,7 @@ export class ShapeFollower {
     this.#stop = stop
     this.#set({ status: 'loading' })
     this.captured = this.#capture().catch(() => {}) // what is wrong with it is told with the first answer
-    this.#ended = Promise.all([this.#ended, this.captured]).then(() => this.#follow(stop.signal)).catch((error: unknown) => {
+    this.#ended = this.#ended.then(() => this.#follow(stop.signal)).catch((error: unknown) => {
       if (!stop.signal.aborted) this.#set({ status: 'waiting', error: asSyncError(error) })
     })
   }
@@ -127,13 +132,13 @@ export class ShapeFollower {
   async #once(signal: AbortSignal, follows: boolean, progress: () => void = () => {}): Promise<void> {
     const row = follows ? await this.#setActive(true) : await this.#kept()
     if (!row) return
-    if (row.offset === null) await this.#call('start_over')
+    const begun = Promise.all([this.captured, row.offset === null ? this.#call('start_over') : undefined])
     if (follows) this.#set({ isUpToDate: row.position !== null && row.synced_ms !== null, lastSynced: row.synced_ms ?? undefined })
-    if (signal.aborted) return
+    if (signal.aborted) return begun.then(() => {})
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, follows, signal: abort.signal, isFresh: row.offset === null, schemas: new Map(), bodies: new Map() }
+    const run: Run = { row, follows, signal: abort.signal, isFresh: row.offset === null, schemas: new Map(), bodies: new Map(), reading: Promise.resolve(), begun }
     try {
       await this.#read(run, progress)
     } finally {
@@ -145,8 +150,9 @@ export class ShapeFollower {
 
   /** Reads until something fails (rejects), or the signal says stop or there is no more (resolves), and nothing is being applied any more. */
   async #read(run: Run, progress: () => void): Promise<void> {
-    let applying: Promise<void> = Promise.resolve()
+    let applying: Promise<unknown> = run.begun
     await new Promise<void>((resolve, reject) => {
+      run.begun.catch(reject)
       const client = this.#client(run, resolve, reject)
       run.client = client
       this.#run = run
@@ -154,10 +160,10 @@ export class ShapeFollower {
       client.subscribe((messages) => {
         if (run.signal.aborted) return
         const at = { handle: client.shapeHandle as string, offset: client.lastOffset as string }
-        applying = this.#take(run, messages, at).then(progress, reject)
-        return applying
+        applying = run.begun.then(() => this.#take(run, messages, at)).then(progress, reject)
+        return applying as Promise<void>
       })
-    }).finally(() => applying)
+    }).finally(() => Promise.allSettled([applying, run.prepared?.table]))
   }
 
   #client(run: Run, end: () => void, fail: (error: unknown) => void): ShapeStream<Row> {
@@ -168,7 +174,10 @@ export class ShapeFollower {
       if (!run.follows && asked.has('live')) end() // who waits for news has all that there is
       await this.#notice(run, asked)
       const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
-      return describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
+      const answer = describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
+      const handle = answer.headers.get('electric-handle')
+      if (handle && !('shape' in this.definition)) this.#prepare(run, handle, relationIn(this.definition))
+      return answer
     }
     return new ShapeStream<Row>({
       url: `${url}/v1/shape`,
@@ -199,35 +208,41 @@ export class ShapeFollower {
   }
 
   async #take(run: Run, received: ShapeMessage[], at: { handle: string; offset: string }): Promise<void> {
-    const messages = messagesOf(run, received, at)
-    if (hasControl(messages, 'must-refetch')) {
+    if (hasControl(received, 'must-refetch')) {
       await this.#beginAgain(run)
       return
     }
     run.isFresh = false
-    const table = await this.#tableFor(run, messages, at.handle)
-    const batch = { stream: run.row.id, ...at, messages }
+    const slices = partOf(run, at) ?? [() => received]
+    const table = await this.#tableFor(run, slices, at.handle)
+    const batch = { stream: run.row.id, ...at, slices }
     if (table) await applyBatch(this.context.pglite, { ...batch, table })
     else await advanceOnly(this.context.pglite, batch)
-    if (run.follows && hasControl(messages, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
+    if (run.follows && hasControl(received, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
     this.context.applied()
-    if (run.follows && messages.some(({ headers }) => headers.operation === 'delete')) this.context.left()
+    if (run.follows && received.some(({ headers }) => headers.operation === 'delete')) this.context.left()
   }
 
-  /** The local table, once for each handle. A named shape's is known with its first row, or from the definition. */
-  async #tableFor(run: Run, messages: ShapeMessage[], handle: string): Promise<PreparedTable['table'] | undefined> {
-    if (run.prepared?.handle === handle) return run.prepared.table
-    const first = messages.find((message) => isChangeMessage(message))
-    const relation = (first && relationOf(first.headers)) ?? relationIn(this.definition)
-    const schema = run.schemas.get(handle)
-    if (!relation || !schema) {
-      if (first) throw new Error('the server described no columns')
-      return undefined
+  /** The local table. A named shape's is known with its first row, or from the definition; of any other it is made while rows are on their way. */
+  async #tableFor(run: Run, slices: Slice[], handle: string): Promise<PreparedTable['table'] | undefined> {
+    if (run.prepared?.handle !== handle) {
+      const first = slices[0]?.().find((message) => isChangeMessage(message))
+      this.#prepare(run, handle, (first && relationOf(first.headers)) ?? relationIn(this.definition))
+      if (first && run.prepared?.handle !== handle) throw new Error('the server described no columns')
     }
-    run.prepared = { ...await prepareTable(this.context.pglite, run.row.id, relation, schema), handle }
-    const { table, unknownColumns } = run.prepared
+    if (run.prepared?.handle !== handle) return undefined
+    const { table, unknownColumns } = await run.prepared.table
     this.#set({ table: table.name, unknownColumns: unknownColumns.length ? unknownColumns : undefined })
     return table
+  }
+
+  /** Has the table made, or matched, once for each handle. */
+  #prepare(run: Run, handle: string, relation: [string, string] | undefined): void {
+    const schema = run.schemas.get(handle)
+    if (run.prepared?.handle === handle || !relation || !schema) return
+    const table = run.begun.then(() => prepareTable(this.context.pglite, run.row.id, relation, schema))
+    table.catch(() => {}) // told to whoever applies rows to it
+    run.prepared = { handle, table }
   }
 
   async #kept(): Promise<StreamRow | undefined> {
@@ -264,7 +279,8 @@ export class ShapeFollower {
 
 /**
  * Keeps the description of the columns, and has the protocol client know of none: it hands values on as they are, Postgres reads them.
- * A part of a snapshot it does not read at all: it would visit each value, and take longer for it than Postgres for the row.
+ * A part of a snapshot it does not read at all: it would visit each value, and take longer for it than Postgres for the row. Bodies
+ * are read one after the other, while the rows before them are applied.
  */
 function describe(run: Run, answer: Response): Response {
   const schema = answer.headers.get('electric-schema')
@@ -273,26 +289,26 @@ function describe(run: Run, answer: Response): Response {
   run.schemas.set(handle, JSON.parse(schema) as ServerSchema)
   const headers = new Headers(answer.headers)
   headers.set('electric-schema', '{}')
-  const described = new Response(answer.body, { status: answer.status, headers })
   const offset = headers.get('electric-offset')
-  if (!offset?.startsWith('0_') || headers.has('electric-up-to-date')) return described
-  const text = described.text.bind(described)
-  return Object.assign(described, {
-    text: async () => {
-      run.bodies.set(`${handle} ${offset}`, await text())
-      return placeholder
-    },
-  })
+  const isPart = offset?.startsWith('0_') && !headers.has('electric-up-to-date')
+  const body = run.reading.then(() => answer.text())
+  run.reading = body.catch(() => {}) // told to whoever asks for it
+  const text = async () => {
+    if (!isPart) return body
+    run.bodies.set(`${handle} ${offset}`, await body)
+    return placeholder
+  }
+  return Object.assign(new Response(null, { status: answer.status, headers }), { text })
 }
 
 const placeholder = JSON.stringify([{ headers: { control: 'rows' } }])
 
-/** What came with an answer: what the protocol client has read, or what went past it. */
-function messagesOf(run: Run, received: ShapeMessage[], { handle, offset }: { handle: string; offset: string }): ShapeMessage[] {
+/** A part of a snapshot, which went past the protocol client. */
+function partOf(run: Run, { handle, offset }: { handle: string; offset: string }): Slice[] | undefined {
   const key = `${handle} ${offset}`
   const body = run.bodies.get(key)
   run.bodies.delete(key)
-  return body === undefined ? received : JSON.parse(body) as ShapeMessage[]
+  return body === undefined ? undefined : slicesOf(body)
 }
 
 function requestParams(definition: ShapeDefinition): Record<string, unknown> {

@@ -97,7 +97,7 @@ pub struct Config {
     #[arg(long, env = "SHAPEFEED_SSE_TIMEOUT_MS", default_value_t = 60_000)]
     pub sse_timeout_ms: u64,
 
-    /// Bytes after which a chunk of a snapshot or of the log is closed.
+    /// Bytes after which a chunk of a snapshot or of the log is closed. The first of several chunks of a snapshot is closed after 1 MiB.
     #[arg(long, env = "SHAPEFEED_CHUNK_BYTES", default_value_t = 10_485_760)]
     #[arg(value_parser = clap::value_parser!(i64).range(1..=1_073_741_824))]
     pub chunk_bytes: i64,

@@ -253,13 +253,15 @@ test('offset=now skips what is there', async () => {
   assert.equal((await site.api.get({ table: 'items', offset: 'now', handle: '1-2-3' })).status, 200, 'a handle does not matter')
 })
 
-test('a slow client holds no transaction open', { timeout: 60_000 }, async () => {
-  const { sidecar } = await site.another({ env: { SHAPEFEED_CHUNK_BYTES: '10485760', SHAPEFEED_COMPRESSION: 'false' } })
+test('the first of several chunks is small; a slow client holds no transaction open', { timeout: 60_000 }, async () => {
+  const { sidecar, api } = await site.another({ env: { SHAPEFEED_CHUNK_BYTES: '10485760', SHAPEFEED_COMPRESSION: 'false' } })
   await site.sql("create table big (id int primary key, v text); insert into big select i, repeat('v', 1000) from generate_series(1, 20000) i; call shapefeed.track('big');")
-  const sockets = await Promise.all(Array.from({ length: 3 }, (_, i) => new Promise((resolve, reject) => {
+  const firsts = await Promise.all(Array.from({ length: 3 }, (_, i) => api.start({ table: 'big', where: `id>${i}` })))
+  for (const { text } of firsts) assert.ok(text.length > 2 ** 20 && text.length < 1.1 * 2 ** 20, `${text.length} bytes`)
+  const sockets = await Promise.all(firsts.map(({ handle, offset }, i) => new Promise((resolve, reject) => {
     const socket = net.connect({ host: '127.0.0.1', port: sidecar.port })
     socket.on('error', reject)
-    socket.write(`GET /v1/shape?table=big&offset=-1&where=id%3E${i} HTTP/1.1\r\nhost: x\r\n\r\n`)
+    socket.write(`GET /v1/shape?table=big&offset=${offset}&handle=${handle}&where=id%3E${i} HTTP/1.1\r\nhost: x\r\n\r\n`)
     socket.once('data', () => {
       socket.pause() // reads a little, and then no more
       resolve(socket)

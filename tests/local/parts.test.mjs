@@ -4,6 +4,7 @@ import { mock, test } from 'node:test'
 import { batchOf, requestBody } from '../../client/dist/batch.js'
 import { fold, group, hasControl, positionAfter, snapshotPosition } from '../../client/dist/fold.js'
 import { HttpError, Network, troubleOf } from '../../client/dist/network.js'
+import { slicesOf } from '../../client/dist/slices.js'
 import { parseTableName, tableNames } from '../../client/dist/sql/table.js'
 import { Notifier, delayFor } from '../../client/dist/wait.js'
 
@@ -216,4 +217,19 @@ test('an answer that is no success says what it was', async () => {
   assert.equal((await told('<html>')).message, '400 <html>')
   assert.equal((await told('')).message, '400 Bad')
   assert.equal((await told('x'.repeat(5000))).message.length, 504)
+})
+
+test('a body in slices has the messages that it has at once', () => {
+  const messages = Array.from({ length: 40 }, (_, i) => change('insert', { a: `${i},\n{`, b: '},{"key":', c: '\\', d: i % 3 ? null : '"\n' }))
+  messages.push(control('snapshot-end'))
+  const body = `[${messages.map((message) => JSON.stringify(message)).join(',\n')}]`
+  for (const length of [0, 1, 50, 97, 1000, body.length - 1, body.length, 10 * body.length]) {
+    const slices = slicesOf(body, length).map((slice) => slice())
+    assert.deepEqual(slices.flat(), messages)
+    assert.ok(slices.every((slice) => slice.length > 0), `slices of ${length}`)
+    assert.equal(slices.length > 1, length < body.length - 100, `${slices.length} slices of ${length}`)
+  }
+  assert.deepEqual(slicesOf('[]').map((slice) => slice()), [[]])
+  assert.deepEqual(slicesOf(JSON.stringify(messages, null, 1), 10).map((slice) => slice()), [messages], 'another form is read whole')
+  for (const broken of ['', '[', body.slice(0, -1), `${body}x`]) assert.throws(() => slicesOf(broken, 200).map((slice) => slice()), SyntaxError, broken)
 })

@@ -1,6 +1,9 @@
 // What is in the local database is what the shapes have, whatever the values, and it comes cheaply.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { createSync } from '../../client/dist/index.js'
 import { served } from '../lib/index.mjs'
 import { newDatabase, openClient } from './lib/client.mjs'
 import { refusal } from './lib/line.mjs'
@@ -75,6 +78,28 @@ async function watchedDatabase() {
   }))
   return { pglite, copied }
 }
+
+test('what waits to be read is asked for once, even if Node.js cleans up meanwhile', async () => {
+  setFlagsFromString('--expose-gc')
+  const cleanUp = runInNewContext('gc')
+  const { sidecar } = await site.another({ env: { SHAPEFEED_CHUNK_BYTES: '300000' } })
+  const asked = []
+  const pglite = await newDatabase()
+  const ask = async (url, init) => {
+    asked.push(new URL(url).searchParams.get('offset'))
+    const answer = await fetch(url, init)
+    setTimeout(cleanUp, 20)
+    return answer
+  }
+  const sync = await createSync({ url: sidecar.url, userId: 'test', pglite, fetch: ask })
+  await sync.shape({ table: big }).upToDate()
+  assert.equal((await pglite.query(`select count(*)::int as n from ${big}`)).rows[0].n, rows)
+  const parts = asked.filter((offset) => /^0_[1-9]/.test(offset))
+  assert.ok(parts.length > 5, 'there are parts')
+  assert.deepEqual(parts, [...new Set(parts)])
+  await sync.close()
+  await pglite.close()
+})
 
 test('rows of a first load are copied; those that are here already, or have local changes, become what they should', async () => {
   const { rows: [{ count }] } = await site.client.query('select count(*)::int from items')

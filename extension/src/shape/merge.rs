@@ -15,6 +15,9 @@ use crate::pg::memory::Context;
 use crate::pg::order::KeyOrder;
 use crate::pg::query::{Cursor, Fetched};
 
+/// Bytes after which the first chunk of several ends at the latest, so that a client soon has something to do.
+const FIRST_CHUNK_BYTES: u64 = 1024 * 1024;
+
 /// Rows in key order: those of the base query and those of the overlay, merged.
 pub struct Rows {
     base: Cursor,
@@ -57,9 +60,14 @@ impl Rows {
         }
         others.sort_by(|a, b| order.compare(&key(a), &key(b)));
         let writer = RowWriter::of_query(selection, table);
+        // The first chunk counts as full but for a small part.
+        let bytes = match after {
+            None => threshold.saturating_sub(FIRST_CHUNK_BYTES),
+            Some(_) => 0,
+        };
         let chunk = Chunk {
             threshold,
-            bytes: 0,
+            bytes,
             cut: None,
         };
         let merge = Merge {
