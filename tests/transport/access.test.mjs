@@ -90,7 +90,7 @@ test('what --help shows has no secret', async () => {
 })
 
 test('requests above the limits are put off, each kind by its own', async () => {
-  const { sidecar, api } = await site.another({ env: { SHAPEFEED_MAX_CONCURRENT_INITIAL: '2', SHAPEFEED_MAX_CONCURRENT_EXISTING: '3' } })
+  const { sidecar, api } = await site.another({ env: { SHAPEFEED_MAX_CONCURRENT_INITIAL: '2', SHAPEFEED_MAX_CONCURRENT_EXISTING: '3', SHAPEFEED_CHUNK_BYTES: '100000000' } })
   const follower = await api.follow({ table: 'items' })
   const live = () => api.get({ table: 'items', handle: follower.handle, offset: follower.offset, live: 'true', cursor: '' })
   const held = [live(), live(), live()]
