@@ -1,8 +1,8 @@
 /** Applies a shape's batches: rows and offset in one local transaction. */
 import type { PGlite, Transaction } from '@electric-sql/pglite'
-import { type Change, type ShapeMessage, fold, group, hasControl, newRows, positionAfter, snapshotPosition } from './fold.js'
-import type { Slice } from './slices.js'
-import { type Table, Statements, copyText, keyText } from './sql/table.js'
+import { type Change, type ShapeMessage, fold, group, hasControl, positionAfter, snapshotPosition } from './fold.js'
+import { copyRowsOf, messagesOf } from './snapshot.js'
+import { type Table, Statements, keyText } from './sql/table.js'
 
 /** Where a batch comes from and leads to. */
 export interface Batch {
@@ -11,13 +11,9 @@ export interface Batch {
   handle: string
   /** The client's offset behind it. */
   offset: string
-  slices: readonly Slice[]
 }
 
-/** A batch, or a slice of it. */
-interface Part extends Omit<Batch, 'slices'> {
-  messages: readonly ShapeMessage[]
-}
+type Messages = readonly ShapeMessage[]
 
 /** An operation that does not fit the rows that are here: the shape must start over. */
 export class MismatchError extends Error {
@@ -27,28 +23,30 @@ export class MismatchError extends Error {
   }
 }
 
-/**
- * Applies a batch, each slice in one transaction; the offset moves with the last one. What was confirmed by it is dropped from the
- * outbox.
- */
-export async function applyBatch(pglite: PGlite, { slices, ...batch }: Batch): Promise<void> {
-  const isSnapshot = batch.offset.startsWith('0_')
+/** Applies operations and moves the offset. What was confirmed by it is dropped from the outbox. */
+export function applyBatch(pglite: PGlite, batch: Batch, messages: Messages): Promise<void> {
+  return writing(pglite, async (tx) => {
+    await applyChanges(tx, batch, messages)
+    await advance(tx, batch, messages)
+  })
+}
+
+/** Applies a part of a snapshot: each slice in a transaction of its own, between which queries get their turn. The offset moves with the last one. */
+export async function applySnapshot(pglite: PGlite, batch: Batch, slices: readonly string[]): Promise<void> {
   for (const [index, slice] of slices.entries()) {
     if (index > 0) await new Promise((resolve) => setTimeout(resolve))
-    const part = { ...batch, messages: slice() }
-    const last = index === slices.length - 1
-    const step = (apply: typeof copyRows) => writing(pglite, async (tx) => {
-      await apply(tx, part)
-      if (last) await advance(tx, part)
+    const step = (copies: boolean) => writing(pglite, async (tx) => {
+      if (!copies || !await copyRows(tx, batch, slice)) await applyChanges(tx, batch, messagesOf(slice))
+      if (index === slices.length - 1) await advance(tx, batch, [])
     })
     // What COPY does not take, a row that is there already for one, is for the statements: they can, or say why not.
-    await (isSnapshot ? step(copyRows).catch(() => step(applyChanges)) : step(applyChanges))
+    await step(true).catch(() => step(false))
   }
 }
 
 /** A batch without rows, of a shape whose table is not known yet. */
-export function advanceOnly(pglite: PGlite, { slices, ...batch }: Omit<Batch, 'table'>): Promise<void> {
-  return writing(pglite, (tx) => advance(tx, { ...batch, messages: slices.flatMap((slice) => slice()) }))
+export function advanceOnly(pglite: PGlite, batch: Omit<Batch, 'table'>, messages: Messages): Promise<void> {
+  return writing(pglite, (tx) => advance(tx, batch, messages))
 }
 
 /** A transaction of the client itself: nothing in it is captured. */
@@ -59,19 +57,21 @@ export function writing<T>(pglite: PGlite, work: (tx: Transaction) => Promise<T>
   })
 }
 
-/** New rows of a shape that has its table alone, while nothing of the table is changed here: COPY, whose text is read faster than JSON. */
-async function copyRows(tx: Transaction, batch: Part): Promise<void> {
+/**
+ * New rows of a shape that has its table alone, while nothing of the table is changed here: COPY, whose text is read faster than JSON.
+ * False where that is not so.
+ */
+async function copyRows(tx: Transaction, batch: Batch, slice: string): Promise<boolean> {
   const { hasRows, dirty } = await stateOf(tx, batch)
-  const rows = newRows(batch.messages)
-  if (hasRows || dirty.length || !rows) return applyChanges(tx, batch)
-  const [first] = rows
-  if (!first) return
-  const columns = batch.table.columns.map(({ name }) => name).filter((name) => name in first)
-  await tx.query(new Statements(batch.table).copy(columns), [], { blob: new Blob([copyText(columns, rows)]) })
+  if (hasRows || dirty.length) return false
+  const names = new Set(batch.table.columns.map(({ name }) => name))
+  const rows = copyRowsOf(slice, (name) => names.has(name))
+  if (rows?.text) await tx.query(new Statements(batch.table).copy(rows.columns), [], { blob: new Blob([rows.text]) })
+  return rows !== undefined
 }
 
-async function applyChanges(tx: Transaction, batch: Part): Promise<void> {
-  const changes = fold(batch.table, batch.messages, snapshotPosition(batch.handle))
+async function applyChanges(tx: Transaction, batch: Batch, messages: Messages): Promise<void> {
+  const changes = fold(batch.table, messages, snapshotPosition(batch.handle))
   if (changes.size === 0) return
   const { hasRows, dirty } = await stateOf(tx, batch)
   const clean = new Map(changes)
@@ -85,14 +85,14 @@ async function applyChanges(tx: Transaction, batch: Part): Promise<void> {
 }
 
 /** Whether sync.row_shape has the stream's rows, and the keys of rows with local changes. */
-async function stateOf(tx: Transaction, { stream, table }: Part): Promise<{ hasRows: boolean; dirty: string[] }> {
+async function stateOf(tx: Transaction, { stream, table }: Batch): Promise<{ hasRows: boolean; dirty: string[] }> {
   const { rows } = await tx.query<{ has_rows: boolean; dirty: Record<string, string>[] }>(`select has_rows,
     (select coalesce(jsonb_agg(key), '[]') from sync.shadow where name = $2) as dirty from sync.stream where id = $1`, [stream, table.name])
   const { has_rows: hasRows, dirty } = rows[0] as NonNullable<(typeof rows)[0]>
   return { hasRows, dirty: dirty.map((key) => keyText(table, key)) }
 }
 
-async function receive(tx: Transaction, { table, stream }: Part, change: Change, hasRows: boolean): Promise<void> {
+async function receive(tx: Transaction, { table, stream }: Batch, change: Change, hasRows: boolean): Promise<void> {
   const key = JSON.stringify(keyOf(table, change))
   if (hasRows && change.operation === 'delete') {
     await tx.query('select sync.leave($1, array[$2::jsonb])', [stream, key])
@@ -108,7 +108,7 @@ const keyOf = (table: Table, { value }: Change) => Object.fromEntries(table.key.
 
 const rowsOf = (changes: Change[]) => JSON.stringify(group(changes).flatMap(({ rows }) => rows))
 
-async function applyClean(tx: Transaction, { table, stream }: Part, changes: Change[], hasRows: boolean): Promise<void> {
+async function applyClean(tx: Transaction, { table, stream }: Batch, changes: Change[], hasRows: boolean): Promise<void> {
   const statements = new Statements(table)
   const of = (operation: string) => changes.filter((change) => change.operation === operation)
   const present = [...of('insert'), ...of('update')]
@@ -129,7 +129,7 @@ async function applyClean(tx: Transaction, { table, stream }: Part, changes: Cha
   }
 }
 
-async function advance(tx: Transaction, { stream, handle, offset, messages }: Omit<Part, 'table'>): Promise<void> {
+async function advance(tx: Transaction, { stream, handle, offset }: Omit<Batch, 'table'>, messages: Messages): Promise<void> {
   const upToDate = hasControl(messages, 'up-to-date')
   const { rows } = await tx.query<{ first: boolean }>(`update sync.stream set handle = $2, "offset" = $3,
       position = case when $5 or position is not null then coalesce($4::bigint, position) end,

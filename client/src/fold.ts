@@ -33,12 +33,6 @@ export function fold(table: Table, messages: readonly ShapeMessage[], snapshot: 
   return changes
 }
 
-/** The rows of a batch in which all are new; undefined if something else is in it. */
-export function newRows(messages: readonly ShapeMessage[]): TextRow[] | undefined {
-  const changes = messages.filter((message) => isChangeMessage(message))
-  return changes.every(({ headers }) => headers.operation === 'insert') ? changes.map(({ value }) => value as TextRow) : undefined
-}
-
 function changeOf(message: ChangeMessage<Row>, known: Set<string>, snapshot: bigint): Change {
   const { operation, lsn } = message.headers
   const value = Object.fromEntries(Object.entries(message.value as TextRow).filter(([name]) => known.has(name)))

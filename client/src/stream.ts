@@ -1,10 +1,10 @@
 /** One shape: reads its stream, applies what comes, tries again after a failure, and says how it is doing. */
 import { FetchError, ShapeStream, isChangeMessage, type Row } from '@electric-sql/client'
 import type { PGlite } from '@electric-sql/pglite'
-import { MismatchError, applyBatch, advanceOnly, writing } from './apply.js'
+import { MismatchError, advanceOnly, applyBatch, applySnapshot, writing } from './apply.js'
 import { type ShapeMessage, hasControl } from './fold.js'
 import { HttpError, type Network } from './network.js'
-import { type Slice, slicesOf } from './slices.js'
+import { messagesOf, slicesOf } from './snapshot.js'
 import { type PreparedTable, type ServerSchema, captureEarly, prepareTable, relationIn, relationOf } from './tables.js'
 import type { ShapeDefinition, ShapeStatus, SyncError } from './types.js'
 import { Notifier } from './wait.js'
@@ -213,20 +213,22 @@ export class ShapeFollower {
       return
     }
     run.isFresh = false
-    const slices = partOf(run, at) ?? [() => received]
-    const table = await this.#tableFor(run, slices, at.handle)
-    const batch = { stream: run.row.id, ...at, slices }
-    if (table) await applyBatch(this.context.pglite, { ...batch, table })
-    else await advanceOnly(this.context.pglite, batch)
+    const slices = partOf(run, at)
+    const table = await this.#tableFor(run, () => (slices ? messagesOf(slices[0] as string) : received), at.handle)
+    const { pglite } = this.context
+    const batch = { stream: run.row.id, ...at }
+    if (!table) await advanceOnly(pglite, batch, received)
+    else if (slices) await applySnapshot(pglite, { ...batch, table }, slices)
+    else await applyBatch(pglite, { ...batch, table }, received)
     if (run.follows && hasControl(received, 'up-to-date')) this.#set({ status: 'live', isUpToDate: true, lastSynced: Date.now(), error: undefined })
     this.context.applied()
     if (run.follows && received.some(({ headers }) => headers.operation === 'delete')) this.context.left()
   }
 
   /** The local table. A named shape's is known with its first row, or from the definition; of any other it is made while rows are on their way. */
-  async #tableFor(run: Run, slices: Slice[], handle: string): Promise<PreparedTable['table'] | undefined> {
+  async #tableFor(run: Run, messages: () => ShapeMessage[], handle: string): Promise<PreparedTable['table'] | undefined> {
     if (run.prepared?.handle !== handle) {
-      const first = slices[0]?.().find((message) => isChangeMessage(message))
+      const first = messages().find((message) => isChangeMessage(message))
       this.#prepare(run, handle, (first && relationOf(first.headers)) ?? relationIn(this.definition))
       if (first && run.prepared?.handle !== handle) throw new Error('the server described no columns')
     }
@@ -304,7 +306,7 @@ function describe(run: Run, answer: Response): Response {
 const placeholder = JSON.stringify([{ headers: { control: 'rows' } }])
 
 /** A part of a snapshot, which went past the protocol client. */
-function partOf(run: Run, { handle, offset }: { handle: string; offset: string }): Slice[] | undefined {
+function partOf(run: Run, { handle, offset }: { handle: string; offset: string }): string[] | undefined {
   const key = `${handle} ${offset}`
   const body = run.bodies.get(key)
   run.bodies.delete(key)

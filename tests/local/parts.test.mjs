@@ -4,7 +4,7 @@ import { mock, test } from 'node:test'
 import { batchOf, requestBody } from '../../client/dist/batch.js'
 import { fold, group, hasControl, positionAfter, snapshotPosition } from '../../client/dist/fold.js'
 import { HttpError, Network, troubleOf } from '../../client/dist/network.js'
-import { slicesOf } from '../../client/dist/slices.js'
+import { copyRowsOf, messagesOf, slicesOf } from '../../client/dist/snapshot.js'
 import { parseTableName, tableNames } from '../../client/dist/sql/table.js'
 import { Notifier, delayFor } from '../../client/dist/wait.js'
 
@@ -224,12 +224,31 @@ test('a body in slices has the messages that it has at once', () => {
   messages.push(control('snapshot-end'))
   const body = `[${messages.map((message) => JSON.stringify(message)).join(',\n')}]`
   for (const length of [0, 1, 50, 97, 1000, body.length - 1, body.length, 10 * body.length]) {
-    const slices = slicesOf(body, length).map((slice) => slice())
+    const slices = slicesOf(body, length).map(messagesOf)
     assert.deepEqual(slices.flat(), messages)
     assert.ok(slices.every((slice) => slice.length > 0), `slices of ${length}`)
     assert.equal(slices.length > 1, length < body.length - 100, `${slices.length} slices of ${length}`)
   }
-  assert.deepEqual(slicesOf('[]').map((slice) => slice()), [[]])
-  assert.deepEqual(slicesOf(JSON.stringify(messages, null, 1), 10).map((slice) => slice()), [messages], 'another form is read whole')
-  for (const broken of ['', '[', body.slice(0, -1), `${body}x`]) assert.throws(() => slicesOf(broken, 200).map((slice) => slice()), SyntaxError, broken)
+  assert.deepEqual(slicesOf('[]').map(messagesOf), [[]])
+  assert.deepEqual(slicesOf(JSON.stringify(messages, null, 1), 10).map(messagesOf), [messages], 'another form is read whole')
+  for (const broken of ['', '[', body.slice(0, -1), `${body}x`]) assert.throws(() => slicesOf(broken, 200).map(messagesOf), SyntaxError, broken)
+})
+
+test('rows of a slice are what COPY reads as the same values, or none', () => {
+  const rowsIn = (...messages) => copyRowsOf(`[${messages.map((message) => JSON.stringify(message)).join(',\n')}]`, (name) => name !== 'new')
+  const end = control('snapshot-end', { xmin: '1' })
+  assert.deepEqual(rowsIn(change('insert', { a: '1', b: null, 'c"(.': '' }), change('insert', { a: 'null', b: '\\N', 'c"(.': 'x' })),
+    { columns: ['a', 'b', 'c"(.'], text: '1\t\\N\t\nnull\t\\\\N\tx\n' })
+  assert.deepEqual(rowsIn(change('insert', { new: 'no', a: '\t\n\r\b\f/"\\', b: ',\n{"},' }), end), { columns: ['a', 'b'], text: '\\t\\n\\r\\b\\f/\\"\\\\\t,\\n{\\"},\n' })
+  assert.deepEqual(rowsIn(end), { columns: [], text: '' })
+  const row = change('insert', { a: '1', b: '2' })
+  for (const other of [change('update', { a: '1', b: '2' }), change('insert', { a: '1' }), change('insert', { b: '2', a: '1' }), change('insert', { a: '1', b: '\u0001' }),
+    { ...row, extra: 1 }, { value: row.value, key: 'k', headers: row.headers }]) {
+    assert.equal(rowsIn(row, other), undefined, JSON.stringify(other))
+    assert.equal(rowsIn(other, row), undefined, JSON.stringify(other))
+    assert.equal(rowsIn(row, other, end), undefined, JSON.stringify(other))
+  }
+  assert.equal(rowsIn(row, end, row), undefined)
+  assert.equal(copyRowsOf('[]', () => true), undefined)
+  for (const broken of ['[{', '', 'nonsense', '[{"key":"k","value":{']) assert.throws(() => copyRowsOf(broken, () => true), SyntaxError)
 })

@@ -101,7 +101,7 @@ test('what waits to be read is asked for once, even if Node.js cleans up meanwhi
   await pglite.close()
 })
 
-test('rows of a first load are copied; those that are here already, or have local changes, become what they should', async () => {
+test('rows of a first load are copied; those that are here already, have local changes, or are odd, become what they should', async () => {
   const { rows: [{ count }] } = await site.client.query('select count(*)::int from items')
   const plain = await watchedDatabase()
   let client = await openClient(site, { pglite: plain.pglite })
@@ -118,6 +118,14 @@ test('rows of a first load are copied; those that are here already, or have loca
   assert.deepEqual(filled.copied, [undefined])
   assert.equal(await name(20), 'item 20')
   assert.equal(await client.one('select count(*)::int from items'), count)
+  await client.close()
+
+  const odd = await watchedDatabase()
+  await site.sql(`insert into items (id, list, name) values (7001, 1, e'a\\x01\\x1f\\x7f\\n')`)
+  client = await openClient(site, { pglite: odd.pglite })
+  await client.follow({ table: 'items', where: 'id = 7001' })
+  assert.deepEqual(odd.copied, [], 'the one escape that COPY reads otherwise')
+  await client.equals('items', 'id = 7001')
   await client.close()
 
   const one = { table: 'items', where: 'id = 20' }

@@ -82,26 +82,6 @@ export const positionColumn = ' position'
 const recordset = (names: string[]) =>
   `json_to_recordset($1::json) as r(${[...names, positionColumn].map((name) => `${quote(name)} text`).join(', ')})`
 
-/** Rows in COPY's text format. Loops, for there may be millions of values: twice as fast as mapping and joining them. */
-export function copyText(names: string[], rows: readonly Record<string, string | null>[]): string {
-  const lines: string[] = []
-  for (const row of rows) {
-    let line = ''
-    for (const name of names) line += `${copyValue(row[name])}\t`
-    lines.push(line.slice(0, -1))
-  }
-  return `${lines.join('\n')}\n`
-}
-
-const copyEscapes: Record<string, string> = { '\\': '\\\\', '\t': '\\t', '\n': '\\n', '\r': '\\r' }
-const escaped = /[\\\t\n\r]/
-const everyEscaped = new RegExp(escaped, 'g')
-
-function copyValue(value: string | null | undefined): string {
-  if (value === null || value === undefined) return '\\N'
-  return escaped.test(value) ? value.replace(everyEscaped, (found) => copyEscapes[found] as string) : value
-}
-
 /** Types without an equality operator are compared as text. */
 const withoutEquality = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])?$/
 
@@ -123,7 +103,7 @@ export class Statements {
       from ${recordset(names)} ${shared ? `where ${this.#isNewest(names)}` : ''} ${onConflict(key, others, changed)}`
   }
 
-  /** Takes rows as `copyText` writes them. None of them is there. */
+  /** Takes rows as `copyRowsOf` writes them. None of them is there. */
   copy(names: string[]): string {
     return `copy ${this.table.relation} (${columnList(names)}) from '/dev/blob'`
   }
