@@ -33,7 +33,7 @@ export interface CopyRows {
 const inside = String.raw`[^"\\]*(?:\\[^u][^"\\]*)*`
 
 /**
- * A slice's rows, of the columns that are known, for COPY: five times as fast as by way of objects. Undefined unless all rows are
+ * A slice's rows, of the columns that are known, for COPY: without making objects, in a third of the time. Undefined unless all rows are
  * inserts of the same columns and written as the server writes them.
  */
 export function copyRowsOf(slice: string, known: (column: string) => boolean): CopyRows | undefined {
