@@ -159,16 +159,13 @@ impl Retention {
         let now_us = xact::clock_us();
         if now_us >= self.next_us {
             let skip = self.skip(now_us);
-            let outcome = background::in_transaction(|| {
-                lock_extension()?;
-                Some(retain::look(skip))
-            })?;
-            background::in_transaction(retain::close_gaps);
+            let outcome = while_installed(|| retain::look(skip))?;
+            while_installed(retain::close_gaps)?;
             if now_us - self.pruned_us >= prune_pause_us() {
-                background::in_transaction(|| xact::with_latest_snapshot(retain::prune_writes));
+                while_installed(|| xact::with_latest_snapshot(retain::prune_writes))?;
                 self.pruned_us = now_us;
             }
-            self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us);
+            self.next_us = now_us + 1000 * self.pause_ms(outcome, now_us)?;
         }
         Some((self.next_us - now_us) / 1000)
     }
@@ -180,25 +177,26 @@ impl Retention {
             .fold(0, |skip, member| skip | 1 << member)
     }
 
-    fn pause_ms(&mut self, outcome: Outcome, now_us: i64) -> i64 {
+    /// None when the extension is gone.
+    fn pause_ms(&mut self, outcome: Outcome, now_us: i64) -> Option<i64> {
         let Outcome::InUse(member) = outcome else {
             self.tries = 0;
-            return if outcome == Outcome::Rest {
+            return Some(if outcome == Outcome::Rest {
                 Self::LOOK_MS
             } else {
                 0
-            };
+            });
         };
         self.tries += 1;
         if self.tries < Self::TRIES {
-            return Self::TRY_MS;
+            return Some(Self::TRY_MS);
         }
         self.tries = 0;
-        if let Some(holders) = background::in_transaction(|| retain::make_way(member)) {
+        if let Some(holders) = while_installed(|| retain::make_way(member))? {
             self.skip_until_us[member] = now_us + Self::SKIP_US;
             self.warn(member, &holders, now_us);
         }
-        Self::TRY_MS
+        Some(Self::TRY_MS)
     }
 
     fn warn(&mut self, member: usize, holders: &str, now_us: i64) {
@@ -213,6 +211,17 @@ impl Retention {
 
 thread_local! {
     static EXTENSION: Cell<Option<Oid>> = const { Cell::new(None) };
+}
+
+/// Runs `f` in a transaction of its own; None when the extension is gone. DROP EXTENSION waits for the end of it, with none of
+/// its tables locked: so neither waits for the other.
+fn while_installed<T>(
+    f: impl FnOnce() -> T + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> Option<T> {
+    background::in_transaction(|| {
+        lock_extension()?;
+        Some(f())
+    })
 }
 
 /// Locks the extension for sequencing; None when it is gone.
@@ -273,16 +282,9 @@ impl Surveyed {
     }
 
     fn look(&mut self) -> Option<()> {
-        self.last = background::in_transaction(|| {
-            lock_extension()?;
-            Some(xact::with_latest_snapshot(survey::look))
-        })?;
+        self.last = while_installed(|| xact::with_latest_snapshot(survey::look))?;
         if roles::is_stale() {
-            background::in_transaction(|| {
-                lock_extension()?;
-                roles::look();
-                Some(())
-            })?;
+            while_installed(roles::look)?;
         }
         self.again_us = xact::clock_us() + 1000 * IDLE_MS;
         Some(())
