@@ -22,8 +22,9 @@ const parts = {
     figure({ suite, name: `longest task of the page while ${came.rows} rows come`, value: came.worst, unit: ' ms', at: '<=', target: 100, absolute: true })
     absolute(`transferred for a restart with ${came.rows} rows`, again.bytes / 1000, ' kB', 50)
   },
-  latency([three, local, commit, localToo]) {
+  latency([three, local, commit, localToo, large]) {
     times('commit to a live query, 3 shapes, 10,000 rows', three, 60, 150)
+    times('commit to a live query, 3 shapes, 100,000 rows', large, 100)
     times('local write to a live query', local, 50, 150)
     times('commit to a live query, all shapes, others write', commit, 100)
     times('local write to a live query, all shapes, others write', localToo, 50, 150)
