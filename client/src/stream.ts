@@ -176,7 +176,7 @@ export class ShapeFollower {
       const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
       const answer = describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
       const handle = answer.headers.get('electric-handle')
-      if (handle && !('shape' in this.definition)) this.#prepare(run, handle, relationIn(this.definition))
+      if (handle && !run.signal.aborted && !('shape' in this.definition)) this.#prepare(run, handle, relationIn(this.definition))
       return answer
     }
     return new ShapeStream<Row>({

@@ -1,6 +1,10 @@
 // Shapes of one table that overlap, that start over, that fail, and that are not allowed any more.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { createSync } from '../../client/dist/index.js'
+import { Notifier } from '../../client/dist/wait.js'
+import { waitFor } from '../lib/index.mjs'
+import { newDatabase } from './lib/client.mjs'
 import { refusal } from './lib/line.mjs'
 import { equal, lists } from './lib/site.mjs'
 
@@ -148,6 +152,29 @@ test('a shape that is let go of at once is not followed', async () => {
   a.sync.shape(shape).release()
   await a.sync.forget(shape)
   assert.equal(await a.one(`select count(*)::int from sync.stream where definition ->> 'where' = 'id < 5'`), 0)
+})
+
+test('an answer that comes after the client is closed changes nothing, even if the fetch that brings it knows no signal', async () => {
+  const pglite = await newDatabase()
+  const asked = new Notifier()
+  const answers = new Notifier()
+  let answered
+  const fetchOf = async (url, init) => {
+    asked.fire()
+    await answers.wait(60_000)
+    return answered = fetch(url, { headers: init.headers })
+  }
+  const sync = await createSync({ url: site.sidecar.url, userId: '1', getToken: () => site.tokenOf(1), fetch: fetchOf, pglite })
+  const isAsked = asked.wait(60_000)
+  sync.shape({ table: 'todos' })
+  await isAsked
+  await sync.close()
+  answers.fire()
+  await waitFor(() => answered, { what: 'the answer is asked for' })
+  assert.equal((await answered).status, 200)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.deepEqual((await pglite.query(`select to_regclass('todos') as table, name from sync.stream`)).rows, [{ table: null, name: null }])
+  await pglite.close()
 })
 
 test('a shape that the server refuses says why; others go on, and so does it once it may', async () => {
