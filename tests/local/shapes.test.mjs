@@ -71,6 +71,34 @@ test('a shape that is behind does not bring back what another one has replaced',
   for (const shape of shapes) await a.sync.forget(shape)
 })
 
+test('a shape whose snapshot is older than rows that are here does not make them what they were', async () => {
+  await site.sql(`insert into todos (id, list, title) select i, 2, 'before' from generate_series(401, 403) i`)
+  const other = await site.open(1, { tables: [] })
+  const cases = [{ id: 401 }, { id: 402, columns: ['id', 'list', 'title'] }, { id: 403, isChangedHere: true }]
+  for (const { id, columns, isChangedHere } of cases) {
+    const row = async (client) => (await client.query(`select list, title from todos where id = ${id}`)).at(0)
+    const older = { table: 'todos', where: `list = 2 and id <= ${id}` }
+    await other.follow(older)
+    const newer = { table: 'todos', columns }
+    const handles = [await a.follow(newer)]
+    await site.sql(`update todos set list = 1, title = 'after' where id = ${id}`)
+    await a.until(async () => (await row(a)).title === 'after')
+    if (isChangedHere) {
+      a.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+      await a.query(`update todos set body = 'mine' where id = ${id}`)
+    }
+    handles.push(await a.follow(older))
+    assert.deepEqual(await row(a), { list: 1, title: 'after' }, `row ${id}`)
+    a.line.interfere()
+    a.sync.wake()
+    await a.settled()
+    assert.deepEqual(await row(a), { list: 1, title: 'after' }, `row ${id}, when nothing is left to send`)
+    for (const handle of handles) handle.release()
+    for (const shape of [newer, older]) await a.sync.forget(shape)
+  }
+  await other.close()
+})
+
 test('a shape that starts over is never seen with fewer rows, and keeps what is not sent yet', async () => {
   const handles = []
   for (const table of ['lists', 'members', 'todos']) handles.push(await a.follow({ table }))

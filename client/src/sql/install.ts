@@ -214,18 +214,20 @@ begin
   end loop;
 end $$;
 
--- From now on sync.row_shape says which rows are in a shape: those that are there.
+-- From now on sync.row_shape says which rows are in a shape: those that are there, and as new as the shape is. Before it is
+-- complete that is what its snapshot is of; a handle says it (docs/protocol.md, "Handles").
 create or replace function sync.keep_rows(of int) returns void language plpgsql as $$
 declare
-  this sync.stream;
+  this sync.stream; since bigint;
 begin
   update sync.stream set has_rows = true where id = of and not has_rows and name is not null returning * into this;
   if not found then return; end if;
+  since := coalesce(this.position, substring(this.handle from '-([0-9]+)-')::bigint, 0);
   execute format($sql$
-    insert into sync.row_shape select $1, k, $2, 0 from (select sync.key_of(t) as k from %s t) t
+    insert into sync.row_shape select $1, k, $2, $4 from (select sync.key_of(t) as k from %s t) t
       where not exists (select from sync.shadow s where s.name = $3 and s.key = k)
-    union all select $1, s.key, $2, 0 from sync.shadow s where s.name = $3 and s.server is not null
-  $sql$, sync.relation_of(this.name)) using of, this.epoch, this.name;
+    union all select $1, s.key, $2, $4 from sync.shadow s where s.name = $3 and s.server is not null
+  $sql$, sync.relation_of(this.name)) using of, this.epoch, this.name, since;
 end $$;
 
 -- Rows that were in a shape and are in no other one of the table: gone, here as well.
