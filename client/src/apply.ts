@@ -1,6 +1,6 @@
 /** Applies a shape's batches: rows and offset in one local transaction. */
 import type { PGlite, Transaction } from '@electric-sql/pglite'
-import { type Change, type ShapeMessage, fold, group, hasControl, positionAfter, snapshotPosition } from './fold.js'
+import { type Change, type ShapeMessage, type TextRow, fold, group, hasControl, positionAfter, snapshotPosition } from './fold.js'
 import { copyRowsOf, messagesOf } from './snapshot.js'
 import { type Table, Statements, keyText } from './sql/table.js'
 
@@ -74,6 +74,7 @@ async function applyChanges(tx: Transaction, batch: Batch, messages: Messages): 
   const changes = fold(batch.table, messages, snapshotPosition(batch.handle))
   if (changes.size === 0) return
   const { hasRows, dirty } = await stateOf(tx, batch)
+  if (hasRows) await leaveOutOlder(tx, batch, changes)
   const clean = new Map(changes)
   for (const key of dirty) {
     const change = clean.get(key)
@@ -92,6 +93,20 @@ async function stateOf(tx: Transaction, { stream, table }: Batch): Promise<{ has
   return { hasRows, dirty: dirty.map((key) => keyText(table, key)) }
 }
 
+/** What another shape has brought in a newer state stays so: the rest is an update of a row that is here. */
+async function leaveOutOlder(tx: Transaction, { table, stream }: Batch, changes: Map<string, Change>): Promise<void> {
+  const present = [...changes.values()].filter(({ operation }) => operation !== 'delete')
+  if (present.length === 0) return
+  const keys = present.map((change) => ({ ...change, value: keyOf(table, change) }))
+  const { rows } = await tx.query<{ key: Record<string, string>; columns: string[] }>(new Statements(table).newer(), [rowsOf(keys), stream])
+  for (const { key, columns } of rows) {
+    const change = changes.get(keyText(table, key)) as Change
+    const newer = new Set(columns.filter((name) => !table.key.includes(name)))
+    const older = Object.entries(change.value).filter(([name]) => !newer.has(name))
+    changes.set(keyText(table, key), { ...change, operation: 'update', value: Object.fromEntries(older) })
+  }
+}
+
 async function receive(tx: Transaction, { table, stream }: Batch, change: Change, hasRows: boolean): Promise<void> {
   const key = JSON.stringify(keyOf(table, change))
   if (hasRows && change.operation === 'delete') {
@@ -104,7 +119,7 @@ async function receive(tx: Transaction, { table, stream }: Batch, change: Change
   if (!rows[0]?.fits) throw new MismatchError(table.name, 1)
 }
 
-const keyOf = (table: Table, { value }: Change) => Object.fromEntries(table.key.map((name) => [name, value[name]]))
+const keyOf = (table: Table, { value }: Change): TextRow => Object.fromEntries(table.key.map((name) => [name, value[name] as string]))
 
 const rowsOf = (changes: Change[]) => JSON.stringify(group(changes).flatMap(({ rows }) => rows))
 
@@ -120,11 +135,11 @@ async function applyClean(tx: Transaction, { table, stream }: Batch, changes: Ch
   }
   if (hasRows && present.length) await tx.query(statements.enter(), [rowsOf(present), stream])
   for (const { columns, rows } of group(of('insert'))) {
-    await tx.query(statements.upsert(columns, hasRows), hasRows ? [JSON.stringify(rows), stream] : [JSON.stringify(rows)])
+    await tx.query(statements.upsert(columns), [JSON.stringify(rows)])
   }
   for (const { columns, rows } of group(of('update'))) {
-    if (columns.length === table.key.length) continue // what changed is in no column of this table
-    const { affectedRows = 0 } = await tx.query(statements.update(columns, hasRows), hasRows ? [JSON.stringify(rows), stream] : [JSON.stringify(rows)])
+    if (columns.length === table.key.length) continue // what changed is in no column of this table, or older than what is there
+    const { affectedRows = 0 } = await tx.query(statements.update(columns), [JSON.stringify(rows)])
     if (!hasRows && affectedRows < rows.length) throw new MismatchError(table.name, rows.length - affectedRows)
   }
 }

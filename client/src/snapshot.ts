@@ -37,6 +37,7 @@ const inside = String.raw`[^"\\]*(?:\\[^u][^"\\]*)*`
  * inserts of the same columns and written as the server writes them.
  */
 export function copyRowsOf(slice: string, known: (column: string) => boolean): CopyRows | undefined {
+  if (!slice.endsWith(']')) return undefined // a body that was cut off behind a row
   const lines = slice.slice(1, -1)
   const end = lines.indexOf(between)
   const [first] = messagesOf(end < 0 ? slice : `[${lines.slice(0, end)}]`)
@@ -49,7 +50,7 @@ export function copyRowsOf(slice: string, known: (column: string) => boolean): C
     text += copyLine(found)
     read = line.lastIndex
   }
-  if (read < lines.length && !/^\{"headers":\{"control":.*$/.test(lines.slice(read))) return undefined
+  if (read < lines.length && !/^\{"headers":\{"control":.*\}\}$/.test(lines.slice(read))) return undefined
   return { columns: names.filter(known), text }
 }
 

@@ -36,6 +36,8 @@ interface Run {
   row: StreamRow
   /** The shape is followed; else the run ends when it is up to date, and the status says nothing of it. */
   follows: boolean
+  /** What was answered before may be what failed: nothing is begun from a cache. */
+  isAgain: boolean
   signal: AbortSignal
   /** Nothing has been applied since it started over. */
   isFresh: boolean
@@ -88,7 +90,7 @@ export class ShapeFollower {
     if (this.#stop) return Promise.resolve()
     const catching = new AbortController()
     this.#catching = catching
-    const caught = this.#ended.then(() => (catching.signal.aborted ? undefined : this.#once(catching.signal, false)))
+    const caught = this.#ended.then(() => (catching.signal.aborted ? undefined : this.#once(catching.signal, false, false)))
     this.#ended = caught.catch(() => {})
     return caught
   }
@@ -117,7 +119,7 @@ export class ShapeFollower {
     for (let attempt = 1; !signal.aborted; attempt++) {
       let failure: unknown
       try {
-        await this.#once(signal, true, () => (attempt = 1))
+        await this.#once(signal, true, attempt > 1, () => (attempt = 1))
       } catch (error) {
         failure = error
       }
@@ -129,7 +131,7 @@ export class ShapeFollower {
     await this.#setActive(false)
   }
 
-  async #once(signal: AbortSignal, follows: boolean, progress: () => void = () => {}): Promise<void> {
+  async #once(signal: AbortSignal, follows: boolean, isAgain: boolean, progress: () => void = () => {}): Promise<void> {
     const row = follows ? await this.#setActive(true) : await this.#kept()
     if (!row) return
     const begun = Promise.all([this.captured, row.offset === null ? this.#call('start_over') : undefined])
@@ -138,7 +140,7 @@ export class ShapeFollower {
     const abort = new AbortController()
     const stop = () => abort.abort()
     signal.addEventListener('abort', stop)
-    const run: Run = { row, follows, signal: abort.signal, isFresh: row.offset === null, schemas: new Map(), bodies: new Map(), reading: Promise.resolve(), begun }
+    const run: Run = { row, follows, isAgain, signal: abort.signal, isFresh: row.offset === null, schemas: new Map(), bodies: new Map(), reading: Promise.resolve(), begun }
     try {
       await this.#read(run, progress)
     } finally {
@@ -173,10 +175,11 @@ export class ShapeFollower {
       const asked = new URL(input instanceof Request ? input.url : input).searchParams
       if (!run.follows && asked.has('live')) end() // who waits for news has all that there is
       await this.#notice(run, asked)
-      const fresh = run.follows ? init : { ...init, cache: 'no-cache' as const } // what is cached was good to start from, but is not all there is
+      // What is cached is good to start from, unless that was what failed, but is not all there is.
+      const fresh = run.follows && !(run.isAgain && asked.get('offset') === '-1') ? init : { ...init, cache: 'no-cache' as const }
       const answer = describe(run, await network.request(input, fresh, (trouble) => this.#trouble(run, trouble)))
       const handle = answer.headers.get('electric-handle')
-      if (handle && !('shape' in this.definition)) this.#prepare(run, handle, relationIn(this.definition))
+      if (handle && !run.signal.aborted && !('shape' in this.definition)) this.#prepare(run, handle, relationIn(this.definition))
       return answer
     }
     return new ShapeStream<Row>({
@@ -242,7 +245,7 @@ export class ShapeFollower {
   #prepare(run: Run, handle: string, relation: [string, string] | undefined): void {
     const schema = run.schemas.get(handle)
     if (run.prepared?.handle === handle || !relation || !schema) return
-    const table = run.begun.then(() => prepareTable(this.context.pglite, run.row.id, relation, schema))
+    const table = run.begun.then(() => prepareTable(this.context.pglite, run.row.id, relation, schema, handle))
     table.catch(() => {}) // told to whoever applies rows to it
     run.prepared = { handle, table }
   }

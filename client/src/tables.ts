@@ -4,6 +4,7 @@ import type { ColumnInfo } from '@electric-sql/client'
 import { literal, quote } from './sql/quote.js'
 import { type Column, type Table, createTable, parseTableName, tableFunctions, tableNames } from './sql/table.js'
 import { writing } from './apply.js'
+import { snapshotPosition } from './fold.js'
 import type { LocalSchema } from './types.js'
 
 /** The `electric-schema` header: columns as the server describes them. */
@@ -21,17 +22,19 @@ export const schemaChannel = 'sync_schema'
 /**
  * Makes the table of a shape, or lets it follow what the server has by now. A column that is new on the server is added to a table
  * that was made here, one that has another type is made anew from what can be read of it; one that the server has dropped stays. With
- * another primary key its rows come anew.
+ * another primary key its rows come anew. A description that is older than what the table has followed, from a cache for one, does none of this.
  */
-export function prepareTable(pglite: PGlite, stream: number, relation: [schema: string, table: string], schema: ServerSchema): Promise<PreparedTable> {
+export function prepareTable(pglite: PGlite, stream: number, relation: [schema: string, table: string], schema: ServerSchema, handle: string): Promise<PreparedTable> {
   return writing(pglite, async (tx) => {
     const names = tableNames(...relation)
+    const position = String(snapshotPosition(handle))
     const served = await columnsOf(tx, schema)
     const key = Object.entries(schema).filter(([, { pk_index: index }]) => index !== undefined)
       .sort(([, a], [, b]) => (a.pk_index as number) - (b.pk_index as number)).map(([name]) => name)
     const before = await localTable(tx, names)
-    const known = await tx.query<{ generated: boolean; columns: Record<string, string> }>('select generated, columns from sync.shape_table where name = $1', [names.name])
+    const known = await tx.query<{ generated: boolean; is_older: boolean }>('select generated, $2 < described as is_older from sync.shape_table where name = $1', [names.name, position])
     const generated = known.rows[0]?.generated ?? before === undefined
+    if (generated && known.rows[0]?.is_older && before && isAnother(before, served, key)) throw new OldDescriptionError(names.name)
     if (!before) await tx.exec(`create schema if not exists ${quote(relation[0])}; ${createTable({ ...names, columns: served, key, generated })}`)
     else if (generated) await follow(tx, before, served)
     let after = await localTable(tx, names)
@@ -43,11 +46,25 @@ export function prepareTable(pglite: PGlite, stream: number, relation: [schema: 
     if (!after || after.key.join() !== key.join()) throw new Error(`primary key of ${names.name}: (${key}) on the server, (${after?.key ?? ''}) here`)
     const table = { ...after, generated }
     if (await register(tx, table)) await tx.query(`select pg_notify('${schemaChannel}', '')`)
+    await tx.query('update sync.shape_table set described = $2 where name = $1 and described < $2', [names.name, position])
     if (isRekeyed) await tx.query('select sync.resume($1)', [names.name])
     const columns = Object.keys(schema).filter((name) => table.columns.some((column) => column.name === name))
     await assign(tx, stream, table, columns)
     return { table, unknownColumns: Object.keys(schema).filter((name) => !columns.includes(name)) }
   })
+}
+
+/** An answer of the server from before the table became what it is there: it has to be asked again. */
+class OldDescriptionError extends Error {
+  constructor(table: string) {
+    super(`the answer for ${table} is from before its columns or its key were changed`)
+    this.name = 'OldDescriptionError'
+  }
+}
+
+/** Has the table another key, or columns of other types? */
+function isAnother(table: Omit<Table, 'generated'>, served: Column[], key: string[]): boolean {
+  return table.key.join() !== key.join() || served.some(({ name, type }) => table.columns.some((column) => column.name === name && column.type !== type))
 }
 
 /** The server's columns with local types; a type that is not known here is text, in an array as well. */

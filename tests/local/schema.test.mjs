@@ -86,6 +86,27 @@ test('a table that gets another primary key, or another type of it, comes anew; 
   await client.close()
 })
 
+test('an answer from before a table was changed, out of a cache, takes nothing of the rows that are here', async () => {
+  await site.sql(`create table old (id int primary key, n int not null, v int); insert into old select i, i % 2, i from generate_series(1, 6) i; call shapefeed.track('old')`)
+  const client = await openClient(site)
+  for (const change of [`alter table old alter v type text using 'v' || v`, 'alter table old drop constraint old_pkey, add primary key (n, id)']) {
+    const part = { table: 'old', where: 'n = 1' }
+    const answer = await fetch(`${site.sidecar.url}/v1/shape?offset=-1&table=old&where=n+%3D+1`)
+    const body = await answer.text()
+    await site.sql(change)
+    await client.follow({ table: 'old' })
+    await client.equals('old')
+    const handle = client.sync.shape(part)
+    client.line.interfere(({ params, cache }) => (params.get('where') === 'n = 1' && params.get('offset') === '-1' && !params.has('handle') && cache !== 'no-cache' ? new Response(body, { headers: answer.headers }) : undefined))
+    await client.until(() => handle.status === 'live', () => JSON.stringify(handle.error))
+    await client.equals('old')
+    client.line.interfere()
+    handle.release()
+    await client.sync.forget(part)
+  }
+  await client.close()
+})
+
 test("the application's own schema: columns that it has not are ignored and told; a newer version gets them", async () => {
   const first = { version: 1, sql: 'create table notes (id int primary key, text text); create view short as select id, left(text, 3) as start from notes' }
   let client = await openClient(site, { schema: first })

@@ -1,6 +1,10 @@
 // Shapes of one table that overlap, that start over, that fail, and that are not allowed any more.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { createSync } from '../../client/dist/index.js'
+import { Notifier } from '../../client/dist/wait.js'
+import { waitFor } from '../lib/index.mjs'
+import { newDatabase } from './lib/client.mjs'
 import { refusal } from './lib/line.mjs'
 import { equal, lists } from './lib/site.mjs'
 
@@ -65,6 +69,36 @@ test('a shape that is behind does not bring back what another one has replaced',
   a.line.interfere()
   for (const handle of handles) handle.release()
   for (const shape of shapes) await a.sync.forget(shape)
+})
+
+test('a shape whose snapshot is older than rows that are here does not make them what they were', async () => {
+  await site.sql(`insert into todos (id, list, title) select i, 2, 'before' from generate_series(401, 404) i`)
+  const other = await site.open(1, { tables: [] })
+  const cases = [{ id: 401 }, { id: 402, columns: ['id', 'list', 'title'] }, { id: 403, isChangedHere: true }, { id: 404, isIncomplete: true }]
+  for (const { id, columns, isChangedHere, isIncomplete } of cases) {
+    const row = async (client) => (await client.query(`select list, title from todos where id = ${id}`)).at(0)
+    const older = { table: 'todos', where: `list = 2 and id <= ${id}` }
+    await other.follow(older)
+    const newer = { table: 'todos', columns }
+    const handles = [await a.follow(newer)]
+    await site.sql(`update todos set list = 1, title = 'after' where id = ${id}`)
+    await a.until(async () => (await row(a)).title === 'after')
+    if (isChangedHere) {
+      a.line.interfere(({ path }) => (path === '/v1/write' ? refusal(503) : undefined))
+      await a.query(`update todos set body = 'mine' where id = ${id}`)
+    }
+    // As while it reads a long log for the first time.
+    if (isIncomplete) await a.query('update sync.stream set position = null')
+    handles.push(await a.follow(older))
+    assert.deepEqual(await row(a), { list: 1, title: 'after' }, `row ${id}`)
+    a.line.interfere()
+    a.sync.wake()
+    await a.settled()
+    assert.deepEqual(await row(a), { list: 1, title: 'after' }, `row ${id}, when nothing is left to send`)
+    for (const handle of handles) handle.release()
+    for (const shape of [newer, older]) await a.sync.forget(shape)
+  }
+  await other.close()
 })
 
 test('a shape that starts over is never seen with fewer rows, and keeps what is not sent yet', async () => {
@@ -148,6 +182,29 @@ test('a shape that is let go of at once is not followed', async () => {
   a.sync.shape(shape).release()
   await a.sync.forget(shape)
   assert.equal(await a.one(`select count(*)::int from sync.stream where definition ->> 'where' = 'id < 5'`), 0)
+})
+
+test('an answer that comes after the client is closed changes nothing, even if the fetch that brings it knows no signal', async () => {
+  const pglite = await newDatabase()
+  const asked = new Notifier()
+  const answers = new Notifier()
+  let answered
+  const fetchOf = async (url, init) => {
+    asked.fire()
+    await answers.wait(60_000)
+    return answered = fetch(url, { headers: init.headers })
+  }
+  const sync = await createSync({ url: site.sidecar.url, userId: '1', getToken: () => site.tokenOf(1), fetch: fetchOf, pglite })
+  const isAsked = asked.wait(60_000)
+  sync.shape({ table: 'todos' })
+  await isAsked
+  await sync.close()
+  answers.fire()
+  await waitFor(() => answered, { what: 'the answer is asked for' })
+  assert.equal((await answered).status, 200)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.deepEqual((await pglite.query(`select to_regclass('todos') as table, name from sync.stream`)).rows, [{ table: null, name: null }])
+  await pglite.close()
 })
 
 test('a shape that the server refuses says why; others go on, and so does it once it may', async () => {

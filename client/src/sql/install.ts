@@ -14,14 +14,17 @@ create table if not exists sync.meta (
 );
 insert into sync.meta default values on conflict do nothing;
 
--- Tables that shapes fill. relation: quoted, for SQL. columns: name -> type of the local column.
+-- Tables that shapes fill. relation: quoted, for SQL. columns: name -> type of the local column. described: position of the newest
+-- snapshot whose description the table has followed.
 create table if not exists sync.shape_table (
   name      text primary key,
   relation  text not null,
   key       text[] not null,
   columns   jsonb not null,
-  generated boolean not null
+  generated boolean not null,
+  described bigint not null default 0
 );
+alter table sync.shape_table add column if not exists described bigint not null default 0;
 
 -- Shapes and how far they are. position: everything up to it is here; null until
 -- the shape is complete. epoch: raised when a shape starts over; rows of an older
@@ -214,18 +217,20 @@ begin
   end loop;
 end $$;
 
--- From now on sync.row_shape says which rows are in a shape: those that are there.
+-- From now on sync.row_shape says which rows are in a shape: those that are there, and as new as the shape is: as its
+-- offset says, or, within its snapshot, its handle (docs/protocol.md, "Handles").
 create or replace function sync.keep_rows(of int) returns void language plpgsql as $$
 declare
-  this sync.stream;
+  this sync.stream; since bigint;
 begin
   update sync.stream set has_rows = true where id = of and not has_rows and name is not null returning * into this;
   if not found then return; end if;
+  since := greatest(this.position, split_part(this."offset", '_', 1)::bigint, substring(this.handle from '-([0-9]+)-')::bigint, 0);
   execute format($sql$
-    insert into sync.row_shape select $1, k, $2, 0 from (select sync.key_of(t) as k from %s t) t
+    insert into sync.row_shape select $1, k, $2, $4 from (select sync.key_of(t) as k from %s t) t
       where not exists (select from sync.shadow s where s.name = $3 and s.key = k)
-    union all select $1, s.key, $2, 0 from sync.shadow s where s.name = $3 and s.server is not null
-  $sql$, sync.relation_of(this.name)) using of, this.epoch, this.name;
+    union all select $1, s.key, $2, $4 from sync.shadow s where s.name = $3 and s.server is not null
+  $sql$, sync.relation_of(this.name)) using of, this.epoch, this.name, since;
 end $$;
 
 -- Rows that were in a shape and are in no other one of the table: gone, here as well.

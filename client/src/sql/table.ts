@@ -85,7 +85,7 @@ const recordset = (names: string[]) =>
 /** Types without an equality operator are compared as text. */
 const withoutEquality = /^(json|xml|point|line|lseg|box|path|polygon|circle)(\[\])?$/
 
-/** Statements that apply operations of a shape to rows without local changes. `$1`: rows as JSON, `$2`: the stream's id. */
+/** Statements that apply operations of a shape to rows without local changes. `$1`: rows as JSON, `$2`, where it is used: the stream's id. */
 export class Statements {
   readonly #types: Map<string, string>
 
@@ -94,13 +94,13 @@ export class Statements {
   }
 
   /** Inserts rows or makes them what is given; rows that are so already are not written. */
-  upsert(names: string[], shared: boolean): string {
+  upsert(names: string[]): string {
     const { relation, key } = this.table
     const others = this.table.columns.filter(({ name }) => names.includes(name) && !key.includes(name))
     const tuple = (of: string) => others.map(({ name, type }) => `${of}.${quote(name)}${withoutEquality.test(type) ? '::text' : ''}`).join(', ')
     const changed = others.length ? ` where (${tuple('t')}) is distinct from (${tuple('excluded')})` : ''
     return `insert into ${relation} as t (${columnList(names)}) select ${names.map((name) => this.#typed(name)).join(', ')}
-      from ${recordset(names)} ${shared ? `where ${this.#isNewest(names)}` : ''} ${onConflict(key, others, changed)}`
+      from ${recordset(names)} ${onConflict(key, others, changed)}`
   }
 
   /** Takes rows as `copyRowsOf` writes them. None of them is there. */
@@ -109,11 +109,11 @@ export class Statements {
   }
 
   /** Sets the given columns of rows that are there. */
-  update(names: string[], shared: boolean): string {
+  update(names: string[]): string {
     const { relation, key } = this.table
     const sets = names.filter((name) => !key.includes(name)).map((name) => `${quote(name)} = ${this.#typed(name)}`)
     return `update ${relation} t set ${sets.join(', ')} from ${recordset(names)}
-      where ${this.#matches()} ${shared ? `and ${this.#isNewest(names)}` : ''}`
+      where ${this.#matches()}`
   }
 
   /** Rows of a shape that has its table alone. */
@@ -128,18 +128,20 @@ export class Statements {
       on conflict (stream, key) do update set epoch = excluded.epoch, position = excluded.position`
   }
 
+  /** Columns of which another shape has brought something newer, by key. */
+  newer(): string {
+    const key = jsonObject(this.table.key, 'r')
+    return `select ${key} as key, n.columns from ${recordset(this.table.key)}, lateral (
+      select array_agg(c) as columns from sync.stream s join sync.row_shape o on o.stream = s.id, unnest(s.columns) c
+        where s.name = ${literal(this.table.name)} and s.id <> $2::int and o.key = ${key} and o.position > r.${quote(positionColumn)}::bigint) n
+      where n.columns is not null`
+  }
+
   #typed(name: string): string {
     return `r.${quote(name)}::${this.#types.get(name)}`
   }
 
   #matches(): string {
     return this.table.key.map((name) => `t.${quote(name)} = ${this.#typed(name)}`).join(' and ')
-  }
-
-  /** No other shape with these columns has brought the row in a newer state. */
-  #isNewest(names: string[]): string {
-    return `not exists (select from sync.stream s join sync.row_shape o on o.stream = s.id
-      where s.name = ${literal(this.table.name)} and s.id <> $2::int and s.columns @> array[${names.map(literal).join(', ')}]
-        and o.key = ${jsonObject(this.table.key, 'r')} and o.position > r.${quote(positionColumn)}::bigint)`
   }
 }
