@@ -111,3 +111,19 @@ test('a shape is complete, and when that was is known, with its first up-to-date
   await applyBatch(db, { ...of, offset: '12_0' }, [change('insert', { id: '2', v: 'a', n: null }, 12)])
   assert.deepEqual(await state(), { position: 12, synced: true })
 })
+
+test('a local change is confirmed once all followed shapes of its table have it, and then no sooner than the newest says', async () => {
+  const [first, second, kept] = [await shape(), await shape(), await shape()]
+  await db.query('update sync.stream set active = id <> $1', [kept.stream])
+  for (const of of [first, second, kept]) await applyBatch(db, of, [row(1, 'a'), upToDate(5)])
+  await db.query(`update t set v = 'mine' where id = 1`)
+  const reaches = async (of, lsn, ...messages) => {
+    await applyBatch(db, { ...of, offset: `${lsn}_0` }, [...messages, upToDate(lsn)])
+    return [await rows(), (await db.query('select ack::int from sync.outbox')).rows.map(({ ack }) => ack)]
+  }
+  assert.deepEqual(await reaches(first, 18), [['1 mine'], [null]], 'not answered')
+  await db.query('update sync.outbox set ack = 20')
+  assert.deepEqual(await reaches(first, 20, change('update', { id: '1', v: 'mine!' }, 20)), [['1 mine'], [20]])
+  assert.deepEqual(await reaches(second, 19), [['1 mine'], [20]])
+  assert.deepEqual(await reaches(second, 20), [['1 mine!'], []])
+})

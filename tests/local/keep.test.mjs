@@ -3,21 +3,22 @@ import assert from 'node:assert/strict'
 import { mock, test } from 'node:test'
 import { FetchError } from '../../client/node_modules/@electric-sql/client/dist/index.mjs'
 import { Keeper } from '../../client/dist/keep.js'
+import { newDatabase } from './lib/client.mjs'
 
 const settled = () => new Promise(setImmediate)
 
 /** A keeper of shapes, and what it did: { rounds: when, from its start, and up to when shapes must have been brought up to date }. */
-async function kept(t, { shapes = [], catchUp = async () => {}, query } = {}) {
+async function kept(t, { shapes = [], catchUp = async () => {}, query, keepFor = 1 } = {}) {
   mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1e12 })
   const rounds = [], caught = [], forgotten = [], errors = []
   const keeper = new Keeper({
     pglite: {
-      query: async (_, [lookedAt]) => {
-        rounds.push([Date.now() - 1e12, lookedAt - 1e12])
-        return query ? query() : { rows: shapes.map((definition) => ({ definition, is_old: definition === 'old' })) }
+      query: async (sql, params) => {
+        rounds.push([Date.now() - 1e12, params[0] - 1e12])
+        return query ? query(sql, params) : { rows: shapes.map((definition) => ({ definition, is_old: definition === 'old' })) }
       },
     },
-    keepFor: 1,
+    keepFor,
     catchUp: async (definition) => { caught.push(definition); await catchUp(definition) },
     forget: async (definition) => { forgotten.push(definition) },
     onError: (error) => errors.push(error.message),
@@ -99,7 +100,10 @@ test('it goes on after a round that failed, and ends when it is stopped', async 
       if (failing) throw new Error('no database')
       return { rows: ['a', 'b'].map((definition) => ({ definition, is_old: false })) }
     },
-    catchUp: async () => void keeper.stop(),
+    catchUp: async () => {
+      keeper.released()
+      void keeper.stop()
+    },
   })
   await pass(2)
   assert.deepEqual(errors, ['no database'])
@@ -111,4 +115,20 @@ test('it goes on after a round that failed, and ends when it is stopped', async 
   keeper.released()
   await pass(400)
   assert.equal(rounds.length, 2)
+})
+
+test('looked at are those that nobody follows and that were not up to date since they were released, or since the look', async (t) => {
+  const db = await newDatabase()
+  t.after(() => db.close())
+  // The look is at second 2.
+  const shapes = { followed: [true], never: [false], before: [false, 1], since: [false, 3], released: [false, 3, 4], 'before that as well': [false, -1, -2] }
+  for (const [definition, [active, synced, released]] of Object.entries(shapes)) {
+    await db.query(`insert into sync.stream (definition, active, last_synced, released) values ($1, $2, to_timestamp(1e9 + $3::float8), to_timestamp(1e9 + $4::float8))`,
+      [JSON.stringify(definition), active, synced ?? null, released ?? null])
+  }
+  let done
+  const { caught, errors, pass } = await kept(t, { query: async (...args) => { done = await db.query(...args); return done }, keepFor: 1e12 })
+  await pass(2)
+  while (!errors.length && (!done || caught.length < done.rows.length)) await settled()
+  assert.deepEqual([caught, errors], [['never', 'before that as well', 'before', 'released'], []])
 })
