@@ -127,3 +127,17 @@ test('a local change is confirmed once all followed shapes of its table have it,
   assert.deepEqual(await reaches(second, 19), [['1 mine'], [20]])
   assert.deepEqual(await reaches(second, 20), [['1 mine!'], []])
 })
+
+test('a shape that starts over keeps local changes of rows that it has still, and loses the others', async () => {
+  const of = await shape()
+  await applyBatch(db, of, [...[1, 2, 3].map((id) => row(id, 'a')), upToDate(5)])
+  await db.exec(`update t set v = 'mine' where id in (1, 2); insert into t values (4, 'new')`)
+  await db.query('select sync.start_over($1)', [of.stream])
+  assert.deepEqual(await rows(), ['1 mine', '2 mine', '3 a', '4 new'])
+  await applySnapshot(db, { ...of, handle: 'y-9-y' }, [slice(row(2, 'b'))])
+  assert.deepEqual(await rows(), ['1 mine', '2 mine', '3 a', '4 new'])
+  await applyBatch(db, { ...of, handle: 'y-9-y', offset: '9_0' }, [upToDate(9)])
+  assert.deepEqual(await rows(), ['2 mine', '4 new'])
+  assert.deepEqual((await db.query(`select key ->> 'id' as id, server ->> 'v' as v from sync.shadow order by 1`)).rows, [{ id: '1', v: null }, { id: '2', v: 'b' }, { id: '4', v: null }])
+  assert.deepEqual((await db.query('select * from sync.row_shape')).rows, [])
+})

@@ -14,9 +14,9 @@ const upToDate = { headers: { control: 'up-to-date', global_last_seen_lsn: '9' }
 
 /** An answer with these messages; one that ends with upToDate says so in its headers as well. */
 function answer(offset, messages, { handle = 'x-5-x', schema = columns, status = 200 } = {}) {
-  const end = messages.at(-1) === upToDate ? { 'electric-up-to-date': '', 'electric-cursor': `${++cursor}` } : {}
+  const end = messages.at(-1) === upToDate ? { 'electric-up-to-date': '' } : {}
   return new Response(`[${messages.map((message) => JSON.stringify(message)).join(',\n')}]`,
-    { status, headers: { 'electric-handle': handle, 'electric-offset': offset, 'electric-schema': JSON.stringify(schema), ...end } })
+    { status, headers: { 'electric-handle': handle, 'electric-offset': offset, 'electric-schema': JSON.stringify(schema), 'electric-cursor': `${++cursor}`, ...end } })
 }
 const whole = (...messages) => answer('8_0', [...messages, upToDate])
 
@@ -165,13 +165,13 @@ test('another snapshot may have other columns, and is not there before it is who
 })
 
 test('that rows left is told of a shape that is followed', async () => {
-  const { told } = client([whole(insert(1, 'a'), insert(2, 'b')), answer('9_0', [change('delete', 1), upToDate])])
+  const { told } = client([whole(insert(1, 'a'), insert(2, 'b')), answer('9_0', [change('delete', 1)]), answer('9_0', [upToDate])])
   follower.start()
-  await waitFor(() => told.length === 3)
-  assert.deepEqual([told, await rows()], [['applied', 'applied', 'left'], ['2 b']])
+  await waitFor(() => told.length === 4)
+  assert.deepEqual([told, await rows()], [['applied', 'applied', 'left', 'applied'], ['2 b']])
   await follower.stop()
   const kept = client([answer('10_0', [change('delete', 2), upToDate])])
-  await follower.catchUp()
+  await soon(follower.catchUp())
   assert.deepEqual([kept.told, await rows()], [['applied'], []])
 })
 
