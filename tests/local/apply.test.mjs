@@ -55,7 +55,9 @@ test('a batch that fails leaves rows and offset as they were', async () => {
   await applyBatch(db, of, [row(1, 'a'), row(2, 'b')])
   await assert.rejects(applyBatch(db, { ...of, offset: '7_0' }, [change('delete', { id: '1' }, 7), change('update', { id: '2', n: 'no number' }, 7)]), { code: '22P02' })
   await assert.rejects(applyBatch(db, { ...of, offset: '7_0' }, [change('delete', { id: '1' }, 7), change('update', { id: '3', v: 'x' }, 7)]), MismatchError)
-  assert.deepEqual([await rows(), await offset(of)], [['1 a', '2 b'], '0_1'])
+  await db.exec(`insert into t values (4, 'only here')`)
+  await assert.rejects(applyBatch(db, { ...of, offset: '7_0' }, [change('update', { id: '4', v: 'x' }, 7)]), MismatchError)
+  assert.deepEqual([await rows(), await offset(of)], [['1 a', '2 b', '4 only here'], '0_1'])
 })
 
 test('a snapshot does not replace what another shape has brought that is newer, and replaces what is older', async () => {
