@@ -1,7 +1,7 @@
 // What comes of a shape is applied whole, or is refused where it does not fit: batches by themselves, in a local database.
 import assert from 'node:assert/strict'
 import { after, before, beforeEach, test } from 'node:test'
-import { MismatchError, applyBatch, applySnapshot } from '../../client/dist/apply.js'
+import { MismatchError, applyBatch, applySnapshot, writing } from '../../client/dist/apply.js'
 import { prepareTable } from '../../client/dist/tables.js'
 import { newDatabase } from './lib/client.mjs'
 
@@ -14,7 +14,7 @@ const upToDate = (lsn) => ({ headers: { control: 'up-to-date', global_last_seen_
 let db, count = 0
 before(async () => { db = await newDatabase() })
 after(() => db.close())
-beforeEach(() => db.exec('drop table if exists t cascade; truncate sync.stream, sync.shape_table, sync.shadow, sync.outbox cascade'))
+beforeEach(() => db.exec('drop table if exists t cascade; truncate sync.stream, sync.shape_table, sync.shadow, sync.outbox, sync.rejection cascade'))
 
 /** A shape of t; the later ones share the table. */
 async function shape() {
@@ -142,4 +142,24 @@ test('a shape that starts over keeps local changes of rows that it has still, an
   assert.deepEqual(await rows(), ['2 mine', '4 new'])
   assert.deepEqual((await db.query(`select key ->> 'id' as id, server ->> 'v' as v from sync.shadow order by 1`)).rows, [{ id: '1', v: null }, { id: '2', v: 'b' }, { id: '4', v: null }])
   assert.deepEqual((await db.query('select * from sync.row_shape')).rows, [])
+})
+
+test('what was rejected is written again on top of what is there now', async () => {
+  const of = await shape()
+  await applyBatch(db, of, [row(1, 'a', 1), row(2, 'a', 1), row(3, 'a', 1), upToDate(5)])
+  await db.transaction((tx) => tx.exec(`update t set v = 'mine' where id in (1, 2); delete from t where id = 3`))
+  await writing(db, (tx) => tx.query(`select sync.reject(max(tx), '42501', null, 0, 'no') from sync.outbox`))
+  assert.deepEqual(await rows(), ['1 a', '2 a', '3 a'])
+  await applyBatch(db, { ...of, offset: '7_0' }, [change('update', { id: '1', n: '7' }, 7), change('delete', { id: '2' }, 7)])
+  await db.query('select sync.retry(id) from sync.rejection')
+  assert.deepEqual((await db.query('select id, v, n from t')).rows, [{ id: 1, v: 'mine', n: 7 }], 'what is gone there stays so')
+  assert.deepEqual((await db.query('select operation, value from sync.outbox order by id')).rows, [{ operation: 'update', value: { v: 'mine' } }, { operation: 'delete', value: null }])
+})
+
+test('a changed key is another row', async () => {
+  const of = await shape()
+  await applyBatch(db, of, [row(1, 'a', 1), upToDate(5)])
+  await db.exec('update t set id = 9 where id = 1')
+  assert.deepEqual((await db.query('select operation, key, value from sync.outbox order by id')).rows,
+    [{ operation: 'delete', key: { id: '1' }, value: null }, { operation: 'insert', key: { id: '9' }, value: { id: '9', v: 'a', n: '1' } }])
 })

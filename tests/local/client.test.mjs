@@ -4,6 +4,7 @@ import { after, afterEach, before, beforeEach, test } from 'node:test'
 import { createSync } from '../../client/dist/index.js'
 import { waitFor } from '../lib/index.mjs'
 import { newDatabase } from './lib/client.mjs'
+import { refusal } from './lib/line.mjs'
 
 const never = (signal) => new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
 const turns = async () => { for (let i = 0; i < 20; i++) await new Promise(setImmediate) }
@@ -24,11 +25,12 @@ function shapeAnswer({ searchParams }, signal) {
   })
 }
 
-/** Applies what it gets, once `applied` is done; or answers with the results that this has. */
+/** Applies what it gets, once `applied` is done; or answers with the results, or the response, that this has. */
 async function writeAnswer(body, signal, applied) {
   const { transactions } = JSON.parse(body)
   if (transactions[0].seq === Number.MAX_SAFE_INTEGER) return Response.json({ results: [], last_seq: 0 }, { status: 409 })
   const results = applied && await Promise.race([applied(transactions), never(signal)])
+  if (results instanceof Response) return results
   if (results) return Response.json({ results, last_seq: 0 })
   return Response.json({ results: transactions.map(({ seq }) => ({ seq, status: 'applied', lsn: '100' })), last_seq: transactions.at(-1).seq })
 }
@@ -119,9 +121,9 @@ test('a transaction is over when it is written to where the database is', async 
   assert.deepEqual([result, done], [7, ['work', 'flush']])
 })
 
-test('what is written is sent, and whoever waits for that hears of it', async () => {
+test('what is written is sent, whoever waits for that hears of it, and its shape is asked for it', async () => {
   let answer
-  const { sync } = await open({ applied: () => new Promise((resolve) => { answer = resolve }) })
+  const { sync, asked } = await open({ applied: () => new Promise((resolve) => { answer = resolve }) })
   await sync.shape({ table: 't' }).upToDate()
   await sync.db.query(`update t set v = 'mine' where id = 1`)
   await waitFor(() => answer)
@@ -131,8 +133,10 @@ test('what is written is sent, and whoever waits for that hears of it', async ()
   await turns()
   assert.equal(told, false)
   answer()
+  const before = asked.length
   await sent
   assert.equal(sync.status().pending, 0)
+  await waitFor(() => asked.slice(before).some(({ pathname, searchParams }) => pathname.endsWith('/v1/shape') && !searchParams.has('live')), { what: 'the shape is asked how far it is' })
 })
 
 test('of an answer, what is final before the first result that is not counts; the next request begins with that one', async () => {
@@ -164,6 +168,24 @@ test('of an answer, what is final before the first result that is not counts; th
   assert.deepEqual([...new Set(errors)], ['busy with 1', 'busy with 2', 'the server does not know yet where a transaction is'])
   assert.deepEqual((await db.query('select ack::int from sync.outbox order by id')).rows, [{ ack: 100 }, { ack: 100 }])
   assert.deepEqual((await sync.rejections()).map(({ operations }) => operations[0].value), [{ v: 'y' }])
+})
+
+test('of transactions that are too large together, only the one that is so alone is rejected', async () => {
+  const sent = []
+  let written
+  const areWritten = new Promise((resolve) => { written = resolve })
+  const { sync } = await open({ applied: async (transactions) => {
+    await areWritten
+    const values = transactions.map(({ operations }) => operations[0].value.v).join()
+    sent.push(values)
+    return values.length > 1 || values === 'y' ? refusal(413, 'too large') : undefined
+  } })
+  await sync.shape({ table: 't' }).upToDate()
+  for (const v of ['x', 'y', 'z']) await sync.db.query('update t set v = $1 where id = 2', [v])
+  written()
+  await waitFor(() => sent.at(-1) === 'z' && sync.status().pending === 0)
+  assert.deepEqual((await sync.rejections()).map(({ sqlstate, operations }) => [sqlstate, operations[0].value]), [['54000', { v: 'y' }]])
+  assert.deepEqual((await db.query('select value from sync.outbox order by id')).rows, [{ value: { v: 'x' } }, { value: { v: 'z' } }])
 })
 
 test('a client is closed when nothing of it is under way any more', async () => {
