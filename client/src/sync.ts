@@ -93,7 +93,10 @@ class LocalSync implements Sync {
         this.#changed.fire()
         if (this.#network.state.online) this.#keeper.look()
       }),
-      this.#outbox.changed.on(() => void this.#count()),
+      this.#outbox.changed.on(() => {
+        this.#changed.fire()
+        void this.#count()
+      }),
       await listen(this.pglite, outboxChannel, () => {
         this.#outbox.wake()
         void this.#count()

@@ -26,6 +26,7 @@ class SlowStorage {
 test('also who asks while one flush is under way and another one waits', async () => {
   const storage = new SlowStorage()
   const db = await openOn(new MemfsFrontendFS(storage), await openAsBlob(join(root, 'client/dist/pgdata.tar.gz')))
+  assert.equal((await db.query('select only_row from sync.meta')).rows.length, 1, 'it is made of what it was given')
   await db.exec('create table t (text text)')
   await db.transaction((tx) => tx.query(`insert into t values ('a write that is not flushed')`))
   assert.equal(storage.has('a write that is not flushed'), false, 'COMMIT alone does not write it')

@@ -227,6 +227,7 @@ test('a body in slices has the messages that it has at once', () => {
     const slices = slicesOf(body, length).map(messagesOf)
     assert.deepEqual(slices.flat(), messages)
     assert.ok(slices.every((slice) => slice.length > 0), `slices of ${length}`)
+    assert.ok(slicesOf(body, length).every((slice) => /^\[\{"/.test(slice)), 'each in the form of the whole')
     assert.equal(slices.length > 1, length < body.length - 100, `${slices.length} slices of ${length}`)
   }
   assert.deepEqual(slicesOf('[]').map(messagesOf), [[]])
@@ -240,15 +241,16 @@ test('rows of a slice are what COPY reads as the same values, or none', () => {
   assert.deepEqual(rowsIn(change('insert', { a: '1', b: null, 'c"(.': '' }), change('insert', { a: 'null', b: '\\N', 'c"(.': 'x' })),
     { columns: ['a', 'b', 'c"(.'], text: '1\t\\N\t\nnull\t\\\\N\tx\n' })
   assert.deepEqual(rowsIn(change('insert', { new: 'no', a: '\t\n\r\b\f/"\\', b: ',\n{"},' }), end), { columns: ['a', 'b'], text: '\\t\\n\\r\\b\\f/\\"\\\\\t,\\n{\\"},\n' })
+  assert.deepEqual(rowsIn(change('insert', { a: null, b: null })), { columns: ['a', 'b'], text: '\\N\t\\N\n' })
   assert.deepEqual(rowsIn(end), { columns: [], text: '' })
   const row = change('insert', { a: '1', b: '2' })
   for (const other of [change('update', { a: '1', b: '2' }), change('insert', { a: '1' }), change('insert', { b: '2', a: '1' }), change('insert', { a: '1', b: '\u0001' }),
-    { ...row, extra: 1 }, { value: row.value, key: 'k', headers: row.headers }]) {
+    { ...row, extra: 1 }, { ...row, old_value: { a: '0' } }, { value: row.value, key: 'k', headers: row.headers }]) {
     assert.equal(rowsIn(row, other), undefined, JSON.stringify(other))
     assert.equal(rowsIn(other, row), undefined, JSON.stringify(other))
     assert.equal(rowsIn(row, other, end), undefined, JSON.stringify(other))
   }
-  assert.equal(rowsIn(row, end, row), undefined)
+  for (const order of [[row, end, row], [end, row]]) assert.equal(rowsIn(...order), undefined)
   const readable = (slice) => {
     try {
       return copyRowsOf(slice, () => true)
