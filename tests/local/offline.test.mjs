@@ -46,6 +46,12 @@ test('twenty writes offline survive a reload and meet what others did meanwhile'
   assert.deepEqual(await site.client.query('select title, body from todos where id = 15').then(({ rows }) => rows), [{ title: 'online 15', body: 'offline' }])
 })
 
+test('a transaction of many changes is done as one', async () => {
+  await a.query(`insert into todos (id, list, title) select 5000 + n, 1, 'one of many' from generate_series(1, 150) n`)
+  await equal(a, b)
+  assert.equal(await site.one(`select count(*) || ' rows of ' || count(distinct xmin::text) from todos where title = 'one of many'`), '150 rows of 1')
+})
+
 test('a reply that is lost, or cut off, is asked for again: applied once', async () => {
   await site.sql(`create table counted (n int); create function count_it() returns trigger language plpgsql security definer as $$ begin insert into counted values (1); return null; end $$;
     create trigger counted after insert or update on todos for each row execute function count_it()`)

@@ -289,3 +289,16 @@ test('a protocol client that begins again by itself, as behind a proxy that alwa
   await client.equals('todos', 'list in (1, 2)')
   await client.sync.close()
 })
+
+test('a change of a row that is lost here brings it back: the shape starts over', async () => {
+  const handle = await a.follow({ table: 'lists' })
+  const there = await a.lines('lists')
+  await a.pglite.transaction(async (tx) => {
+    await tx.query(`select set_config('sync.applying', 'on', true)`)
+    await tx.query('delete from lists where id = 1')
+  })
+  assert.equal(await count('lists'), there.length - 1)
+  await site.sql(`update lists set color = 'lost' where id = 1`)
+  await a.equals('lists', 'id in (1, 2)')
+  handle.release()
+})
