@@ -34,7 +34,9 @@ export function prepareTable(pglite: PGlite, stream: number, relation: [schema: 
     const before = await localTable(tx, names)
     const known = await tx.query<{ generated: boolean; is_older: boolean }>('select generated, $2 < described as is_older from sync.shape_table where name = $1', [names.name, position])
     const generated = known.rows[0]?.generated ?? before === undefined
-    if (generated && known.rows[0]?.is_older && before && isAnother(before, served, key)) throw new OldDescriptionError(names.name)
+    if (generated && known.rows[0]?.is_older && before && isAnother(before, served, key)) {
+      throw new Error(`the answer for ${names.name} is from before its columns or its key were changed`)
+    }
     if (!before) await tx.exec(`create schema if not exists ${quote(relation[0])}; ${createTable({ ...names, columns: served, key, generated })}`)
     else if (generated) await follow(tx, before, served)
     let after = await localTable(tx, names)
@@ -52,14 +54,6 @@ export function prepareTable(pglite: PGlite, stream: number, relation: [schema: 
     await assign(tx, stream, table, columns)
     return { table, unknownColumns: Object.keys(schema).filter((name) => !columns.includes(name)) }
   })
-}
-
-/** An answer of the server from before the table became what it is there: it has to be asked again. */
-class OldDescriptionError extends Error {
-  constructor(table: string) {
-    super(`the answer for ${table} is from before its columns or its key were changed`)
-    this.name = 'OldDescriptionError'
-  }
 }
 
 /** Has the table another key, or columns of other types? */
